@@ -1,0 +1,116 @@
+"""`manifest.json`: all that a runtime may know about a package. Python and C++ read the same file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ctx_export.core.errors import UserError
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+ROLES = (
+    "input_ids",  # [batch, tokens] int64, right-padded
+    "seen",  # [batch] int64: tokens of the sequence before this call
+    "new",  # [batch] int64: rows of this call that are tokens
+    "rope_length",  # [batch] int64, methods whose table depends on the length
+    "logit_rows",  # [batch, rows] int64: rows that go through the vocabulary projection
+    "past_key",
+    "past_value",
+    "logits",
+    "present_key",
+    "present_value",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """One graph input or output. `shape` holds numbers and the names of symbolic dimensions
+    (batch, tokens, slots, rows); `layer` is the cache's layer index, -1 elsewhere."""
+
+    name: str
+    dtype: str  # float32, float16, bfloat16, int64
+    shape: tuple[int | str, ...]
+    role: str
+    layer: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheInfo:
+    """Cache layout. `capacity` is the baked number of slots per sequence and layer."""
+
+    policy: str  # full, bounded
+    sinks: int
+    window: int
+    capacity: int
+    keys: str  # rotated, unrotated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Contents of manifest.json; see DESIGN for the meaning of each entry."""
+
+    model: Mapping[str, Any]  # family, layers, heads, kv_heads, head_dim, vocab, original_context,
+    # bos_token_id, eos_token_ids
+    method: str
+    scaling: Mapping[str, Any]  # theta, rotary_dim, interleaved, parameters, multiplier, inv_freq
+    factor: float
+    max_context: int
+    max_batch: int
+    max_chunk: int
+    cache: CacheInfo
+    precision: str  # fp32, fp16, bf16
+    io: tuple[TensorInfo, ...]
+    weights: Mapping[str, Any]  # files, storage: linked | copied | converted
+    generator: Mapping[str, str]  # versions of ctx-export and of what it was built with
+    engine: Mapping[str, Any] | None = None
+    plugins: Mapping[str, Any] | None = None
+    validation: Mapping[str, Any] | None = None
+    format_version: int = FORMAT_VERSION
+
+    def of_role(self, role: str) -> tuple[TensorInfo, ...]:
+        """Tensors of one role, ordered by layer."""
+        return tuple(sorted((t for t in self.io if t.role == role), key=lambda t: t.layer))
+
+    def has_role(self, role: str) -> bool:
+        return any(t.role == role for t in self.io)
+
+    def save(self, directory: Path) -> None:
+        text = json.dumps(asdict(self), indent=1, sort_keys=False)
+        (directory / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path) -> Manifest:
+        """Read a package's manifest; raises UserError where it is missing, broken or too new."""
+        path = Path(directory) / FILE_NAME
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{directory} is not a package: it has no {FILE_NAME}; make one with ctx-export"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}; export the package again") from None
+        return cls.from_json(raw, path)
+
+    @classmethod
+    def from_json(cls, raw: Any, path: Path) -> Manifest:
+        if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
+            version = raw.get("format_version") if isinstance(raw, dict) else None
+            raise UserError(
+                f"{path} has format version {version!r}, this ctx-export reads {FORMAT_VERSION}: "
+                "export the package again with this version"
+            )
+        known = {f.name for f in fields(cls)}
+        try:
+            values = {name: value for name, value in raw.items() if name in known}
+            values["cache"] = CacheInfo(**raw["cache"])
+            values["io"] = tuple(
+                TensorInfo(**{**entry, "shape": tuple(entry["shape"])}) for entry in raw["io"]
+            )
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not a valid manifest: {error}; export again") from None

@@ -1,0 +1,52 @@
+"""Facts about a decoder that the later stages need, whatever it was read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ctx_export.core.errors import UserError
+from ctx_export.core.rope_settings import RopeSettings
+from ctx_export.scaling.base import RotaryShape
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A decoder's shape. `windows[i]` is layer i's own sliding window in tokens, 0 for none."""
+
+    family: str  # the config's model_type
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    hidden: int
+    max_position_embeddings: int
+    precision: str  # the checkpoint's own, one of PRECISIONS
+    rope: RopeSettings
+    windows: tuple[int, ...]
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "kv_heads", "head_dim", "vocab", "hidden"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.heads % self.kv_heads:
+            raise UserError(f"{self.heads} query heads do not divide over {self.kv_heads} KV heads")
+
+    @property
+    def original_context(self) -> int:
+        """Trained context L: the rope settings' own where they state one."""
+        return self.rope.original_context or self.max_position_embeddings
+
+    def rotary_shape(self, original_context: int | None = None) -> RotaryShape:
+        """The rotation this model was trained with; `original_context` overrides the config's."""
+        return RotaryShape(
+            head_dim=self.head_dim,
+            rotary_dim=int(self.head_dim * self.rope.partial_rotary_factor),
+            theta=self.rope.theta,
+            original_context=original_context or self.original_context,
+            max_position_embeddings=self.max_position_embeddings,
+        )

@@ -1,0 +1,27 @@
+"""Sizes as people write them: `128k`, `1m`, `131072`. k and m are powers of 1024."""
+
+from __future__ import annotations
+
+import re
+
+from ctx_export.core.errors import UserError
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def parse_size(text: str | int, *, what: str = "size") -> int:
+    """Number of tokens that `text` names; raises UserError for anything but a positive size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)", str(text).strip().lower())
+    if match:
+        value = float(match[1]) * _UNITS[match[2]]
+        if value >= 1 and value == int(value):
+            return int(value)
+    raise UserError(f"{what} {text!r} is not a size: write a number of tokens such as 131072 or 128k")
+
+
+def format_size(tokens: int) -> str:
+    """The shortest exact spelling of a token count."""
+    for unit, scale in (("m", 1 << 20), ("k", 1 << 10)):
+        if tokens >= scale and tokens % scale == 0:
+            return f"{tokens // scale}{unit}"
+    return str(tokens)

@@ -1,0 +1,159 @@
+"""Float64 numpy reference of the `ctx` operators, written pair by pair from the specification.
+
+It shares no code with the function bodies or the kernels and favours plainness over speed: every
+(query, key) pair is decided by the visibility rule, and the cache is followed slot by slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def rotate(
+    x: Array,
+    positions: NDArray[np.int64],
+    inv_freq: Array,
+    multiplier: Array,
+    *,
+    rotary_dim: int,
+    interleaved: bool,
+) -> Array:
+    """Rotary embedding (arXiv 2104.09864) of `x` [B,H,S,D] at `positions` [B,S].
+
+    `inv_freq` [1|B,F] in radians per token with F = rotary_dim / 2, `multiplier` [1|B] scales cos
+    and sin. Pairs are (i, i + F) or, interleaved, (2i, 2i + 1); dims ≥ rotary_dim pass through.
+    """
+    half = rotary_dim // 2
+    angle = positions.astype(np.float64)[..., None] * np.asarray(inv_freq, np.float64)[:, None, :]
+    scale = np.asarray(multiplier, np.float64)[:, None, None]
+    cos, sin = (np.cos(angle) * scale)[:, None], (np.sin(angle) * scale)[:, None]
+    y = np.array(x, np.float64)
+    first, second = (
+        (slice(0, rotary_dim, 2), slice(1, rotary_dim, 2))
+        if interleaved
+        else (slice(0, half), slice(half, rotary_dim))
+    )
+    a, b = x[..., first].astype(np.float64), x[..., second].astype(np.float64)
+    y[..., first] = a * cos - b * sin
+    y[..., second] = b * cos + a * sin
+    return y
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionCase:
+    """Inputs and attributes of one SinkWindowAttention call; see `ops.spec` for the shapes."""
+
+    q: Array
+    k: Array
+    v: Array
+    past_key: Array
+    past_value: Array
+    seen: NDArray[np.int64]
+    new: NDArray[np.int64]
+    sinks: int = 0
+    window: int = 0
+    scale: float = 1.0
+    softcap: float = 0.0
+    bounded: bool = False
+    sink_q: Array | None = None
+    inv_freq: Array | None = None
+    multiplier: Array | None = None
+    head_sink: Array | None = None
+    rotary_dim: int = 0
+    interleaved: bool = False
+
+
+def slot_of(token: int, *, sinks: int, capacity: int, bounded: bool) -> int:
+    """Cache slot of token `token`: itself in a full cache, sinks then a ring in a bounded one."""
+    if not bounded or token < sinks:
+        return token
+    return sinks + (token - sinks) % (capacity - sinks)
+
+
+def visible(query: int, key: int, *, sinks: int, window: int) -> bool:
+    """Whether the token at position `query` sees the one at `key`; window 0 is unlimited."""
+    return key <= query and (window == 0 or key < sinks or query - key < window)
+
+
+def sink_window_attention(case: AttentionCase) -> tuple[Array, Array, Array]:
+    """(y [B,Hq,S,D], present_key, present_value [B,Hkv,C,D]) of one call: write, then read.
+
+    Rows ≥ new are not written and give 0; a row whose slot would be ≥ C gives NaN.
+    """
+    batch, query_heads, rows, _ = case.q.shape
+    kv_heads, capacity = case.past_key.shape[1], case.past_key.shape[2]
+    present_key = np.array(case.past_key, np.float64)
+    present_value = np.array(case.past_value, np.float64)
+    y = np.zeros(case.q.shape, np.float64)
+    layout = {"sinks": case.sinks, "capacity": capacity, "bounded": case.bounded}
+    for b in range(batch):
+        seen, new = int(case.seen[b]), int(case.new[b])
+        for row in range(min(new, rows)):
+            slot = slot_of(seen + row, **layout)
+            if slot < capacity:
+                present_key[b, :, slot] = case.k[b, :, row]
+                present_value[b, :, slot] = case.v[b, :, row]
+        # Oldest first, so that a slot ends up owned by the newest token written to it.
+        owner = {slot_of(t, **layout): t for t in range(seen + new)}
+        tokens = sorted((t, s) for s, t in owner.items() if s < capacity)
+        for row in range(min(new, rows)):
+            position = seen + row
+            if slot_of(position, **layout) >= capacity:
+                y[b, :, row] = np.nan
+                continue
+            seen_pairs = [
+                (t, s)
+                for t, s in tokens
+                if visible(position, t, sinks=case.sinks, window=case.window)
+            ]
+            for head in range(query_heads):
+                kv_head = head // (query_heads // kv_heads)
+                y[b, head, row] = _attend(
+                    case, b, head, row, seen_pairs, present_key[b, kv_head], present_value[b, kv_head]
+                )
+    return y, present_key, present_value
+
+
+def _attend(
+    case: AttentionCase,
+    b: int,
+    head: int,
+    row: int,
+    pairs: list[tuple[int, int]],
+    keys: Array,
+    values: Array,
+) -> Array:
+    """One query's softmax over its visible (token, slot) pairs; keys and values are [C,D]."""
+    logits = np.empty(len(pairs))
+    for n, (token, slot) in enumerate(pairs):
+        key = keys[slot]
+        if case.rotary_dim:
+            assert case.inv_freq is not None and case.multiplier is not None
+            table = min(b, len(case.inv_freq) - 1)
+            key = rotate(
+                key[None, None, None],
+                np.array([[token]]),
+                case.inv_freq[table : table + 1],
+                case.multiplier[table : table + 1],
+                rotary_dim=case.rotary_dim,
+                interleaved=case.interleaved,
+            )[0, 0, 0]
+        source = case.sink_q if case.sink_q is not None and token < case.sinks else case.q
+        logits[n] = float(source[b, head, row].astype(np.float64) @ key) * case.scale
+    if case.softcap:
+        logits = case.softcap * np.tanh(logits / case.softcap)
+    top = logits.max()
+    if case.head_sink is not None:
+        top = max(top, float(case.head_sink[head]))
+    weights = np.exp(logits - top)
+    total = weights.sum()
+    if case.head_sink is not None:
+        total += np.exp(float(case.head_sink[head]) - top)
+    slots = [slot for _, slot in pairs]
+    result: Array = (weights / total) @ values[slots]
+    return result

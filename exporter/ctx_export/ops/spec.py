@@ -1,0 +1,59 @@
+"""The `ctx` operators, version 1: names, inputs in order, outputs and attributes.
+
+One table serves the graph passes (which write nodes), the function bodies, the schema test and the
+plugins' field tables; DESIGN.md describes the semantics. Layouts are [batch, head, token, dim]:
+B batch, S new tokens of a call (right-padded), C cache slots, D head dimension, F rotated pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DOMAIN = "ctx"
+OPSET_VERSION = 1
+# TensorRT's ONNX parser finds the plugin by these two node attributes.
+PLUGIN_ATTRIBUTES: dict[str, str] = {"plugin_version": "1", "plugin_namespace": ""}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSpec:
+    """Signature of one operator. `optional` inputs follow `inputs` in this order when present."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, type]
+    optional: tuple[str, ...] = ()
+
+
+SCALED_ROTARY_EMBEDDING = OperatorSpec(
+    name="ScaledRotaryEmbedding",
+    # x [B,H,S,D], positions [B,S] int64, inv_freq [1|B,F] float32, multiplier [1|B] float32
+    inputs=("x", "positions", "inv_freq", "multiplier"),
+    outputs=("y",),
+    attributes={"rotary_dim": int, "interleaved": int},
+)
+
+SINK_WINDOW_ATTENTION = OperatorSpec(
+    name="SinkWindowAttention",
+    # q [B,Hq,S,D], k and v [B,Hkv,S,D], past_* [B,Hkv,C,D], seen and new [B] int64
+    inputs=("q", "k", "v", "past_key", "past_value", "seen", "new"),
+    # sink_q [B,Hq,S,D]; inv_freq [1|B,F] and multiplier [1|B] float32; head_sink [Hq] float32
+    optional=("sink_q", "inv_freq", "multiplier", "head_sink"),
+    outputs=("y", "present_key", "present_value"),
+    attributes={
+        "sinks": int,  # tokens 0 … sinks-1 are visible to every later query
+        "window": int,  # tokens a query sees back, itself included; 0: unlimited
+        "scale": float,  # factor on q·k
+        "softcap": float,  # logits become softcap·tanh(logits / softcap); 0: none
+        "alias": int,  # 1: present may share memory with past
+        "bounded": int,  # 0: token t lives in slot t; 1: ring of C - sinks slots after the sinks
+        "rotary_dim": int,  # rotation of unrotated keys on read; 0: keys are stored rotated
+        "interleaved": int,
+        "optional_inputs": str,  # comma-separated names of the optional inputs present, in order
+    },
+)
+
+OPERATORS: dict[str, OperatorSpec] = {
+    spec.name: spec for spec in (SCALED_ROTARY_EMBEDDING, SINK_WINDOW_ATTENTION)
+}
