@@ -1,0 +1,117 @@
+"""Scaling methods, one module each; this folder's contents are the choices of `--method`.
+
+A new method is a new module with a `METHOD`, named like it, and its test: nothing else lists it.
+Nothing is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ctx_export.core.errors import UserError
+
+if TYPE_CHECKING:
+    from ctx_export.scaling.base import Method, Resolved, RotaryShape
+
+# Methods of the design, with their aliases. Those without a module yet are "not available in this
+# version" rather than unknown; once a method's module exists its entry here no longer matters.
+PLANNED: dict[str, tuple[str, ...]] = {
+    "dynamic-ntk": ("dynamic",),
+    "dynamic-yarn": (),
+    "sliding-window": (),
+    "streaming": ("streaming-llm",),
+    "lm-infinite": (),
+    "memory": (),
+    "landmark": (),
+    "self-extend": (),
+    "dual-chunk": (),
+}
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Names of all methods, sorted, read from the folder without importing any of them."""
+    stems = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(
+        sorted(s.replace("_", "-") for s in stems if s != "base" and not s.startswith("_"))
+    )
+
+
+@cache
+def methods() -> dict[str, Method]:
+    """Every method by its name."""
+    found: dict[str, Method] = {}
+    for name in names():
+        module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+        method: Method = module.METHOD
+        if method.name != name:
+            raise ValueError(
+                f"{module.__name__}.METHOD is named {method.name!r}, expected {name!r}"
+            )
+        found[name] = method
+    return found
+
+
+def find(name: str) -> Method:
+    """The method called `name` or by that alias; raises UserError that lists the names."""
+    wanted = str(name).strip().lower().replace("_", "-")
+    for method in methods().values():
+        if wanted in (method.name, *method.aliases):
+            return method
+    choices = ", ".join(names())
+    for planned, aliases in PLANNED.items():
+        if wanted in (planned, *aliases):
+            raise UserError(
+                f"method {planned} is not available in this version; choose one of {choices} "
+                "with --method"
+            )
+    from ctx_export.scaling._parameters import closest
+
+    every = [n for m in methods().values() for n in (m.name, *m.aliases)]
+    raise UserError(f"unknown method {name!r}{closest(wanted, every)} (choose one of {choices})")
+
+
+def resolve(
+    name: str,
+    shape: RotaryShape,
+    target: int,
+    factor: float | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    where: str = "scaling",
+) -> Resolved:
+    """Decide everything about a method at `target` tokens and compute its table.
+
+    The factor is `factor`, else `parameters["factor"]`, else the method's own default (T / L for
+    most). `parameters` has Hugging Face's keys; `where` names their origin in messages. Raises
+    UserError for an unknown key, a value of the wrong type or settings that cannot work.
+    """
+    from ctx_export.scaling._parameters import build, number
+    from ctx_export.scaling.base import Request, Resolved
+
+    method = find(name)
+    values = {key: value for key, value in (parameters or {}).items() if value is not None}
+    inner = values.pop("factor", None)
+    what = "factor" if factor is not None else f"{where}.factor"
+    given = factor if factor is not None else inner
+    if not method.uses_factor and given is not None:
+        raise UserError(f"{what} is {given!r}: method {method.name} takes no factor; leave it out")
+    built = build(method.parameters, values, where=where)
+    if not method.uses_factor:
+        decided = 1.0
+    elif given is not None:
+        decided = number(given, what, minimum=1)
+    else:
+        decided = method.default_factor(shape, target)
+    request = Request(shape=shape, target=target, factor=decided, parameters=built)
+    try:
+        table = method.table(request)
+    except OverflowError:
+        raise UserError(
+            f"factor {decided:g} at rope_theta {shape.theta:g} overflows: choose a smaller factor"
+        ) from None
+    return Resolved(method=method, factor=decided, parameters=built, table=table)

@@ -1,16 +1,20 @@
 """What a scaling method is: a name, its typed parameters and a pure function to a frequency table.
 
 Notation as in the papers: d rotary dimension, b base (theta), L original context, T target, s factor.
+Nothing here imports numpy at run time, so that commands can answer `--help` without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from ctx_export.core.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +26,19 @@ class RotaryShape:
     theta: float  # b
     original_context: int  # L, tokens
     max_position_embeddings: int  # as the checkpoint's config states it; ≥ L where it was scaled
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
+            raise UserError(
+                f"the rotary dimension is {self.rotary_dim} at head dimension {self.head_dim}: it "
+                "must be even, at least 2 and at most the head dimension; check head_dim and "
+                "partial_rotary_factor in config.json"
+            )
+        if not self.theta > 1:
+            raise UserError(f"rope_theta is {self.theta}: it must be above 1")
+        for name in ("original_context", "max_position_embeddings"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1 token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +60,35 @@ class Request:
     parameters: Any
 
 
+def span_factor(shape: RotaryShape, target: int) -> float:
+    """s = T / L, the factor of a method where nobody gave one; raises UserError for T < L."""
+    if target < shape.original_context:
+        raise UserError(
+            f"target {target} is below the original context of {shape.original_context} tokens: "
+            "choose a target at or above it, or give --factor"
+        )
+    return target / shape.original_context
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """One scaling method; a module in `scaling/` exports exactly one as `METHOD`."""
 
-    name: str
+    name: str  # the module's name with hyphens
     aliases: tuple[str, ...] = ()
     summary: str  # one line for --help and the support table
     source: str  # paper or model that defines it
     parameters: type  # frozen dataclass; field names are Hugging Face's keys
-    uses_factor: bool = True
+    uses_factor: bool = True  # False: the factor is 1 and giving one is an error
+    default_factor: Callable[[RotaryShape, int], float] = span_factor
     table: Callable[[Request], FrequencyTable]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A method with everything decided: its factor, its parameters object and its table."""
+
+    method: Method
+    factor: float  # s; 1 for methods without one
+    parameters: Any  # an instance of method.parameters
+    table: FrequencyTable
