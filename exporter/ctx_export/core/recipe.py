@@ -1,16 +1,31 @@
-"""Stage 1: command line and YAML to one frozen `Recipe`."""
+"""Stage 1: command line and YAML to one frozen `Recipe`.
+
+Precedence: command line, then `--set a.b=c`, then the recipe file, then the defaults. Within the
+`scaling` section a factor and an original context may be spelled as Hugging Face spells them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ctx_export.core.errors import UserError
+from ctx_export.core.model_spec import PRECISIONS
+from ctx_export.core.sizes import format_size, parse_size
+
+ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything a user can ask of an export. None means: as the checkpoint or the method says."""
+    """Everything a user can ask of an export. None means: as the checkpoint or the method says.
+
+    Raises UserError for values that cannot work with any model. `method` is stored by its own
+    name, whatever alias was given, and the parameters of a named method are checked and converted.
+    """
 
     model: str = "demo"  # checkpoint directory, hub id, .onnx file or "demo"
     output: Path | None = None
@@ -28,3 +43,247 @@ class Recipe:
     validate: bool = True
     tolerance: float | None = None  # None: 1e-3 of the logit scale in float32, else the rule
     force: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UserError("model is empty: name a checkpoint directory, a hub id or demo")
+        for name, minimum in _COUNTS.items():
+            value = getattr(self, name)
+            if value is not None and (not _whole(value) or value < minimum):
+                raise UserError(f"{name} is {value!r}: it must be a whole number ≥ {minimum}")
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("engine", self.engine, ENGINES)
+        for name, least in (("factor", 1.0), ("tolerance", None)):
+            _check_number(name, getattr(self, name), least)
+        if self.method is not None:
+            self._check_method(self.method)
+        if self.output is not None:
+            self._check_output(self.output)
+
+    def _check_method(self, name: str) -> None:
+        from ctx_export.scaling import find
+        from ctx_export.scaling._parameters import check
+
+        method = find(name)
+        if self.factor is not None and not method.uses_factor:
+            raise UserError(
+                f"factor is {self.factor:g}: method {method.name} takes no factor; leave it out"
+            )
+        parameters = check(method.parameters, self.parameters, where="scaling")
+        object.__setattr__(self, "method", method.name)
+        object.__setattr__(self, "parameters", parameters)
+
+    def _check_output(self, output: Path) -> None:
+        """Writing a package replaces its directory, which must not hold the source."""
+        source = Path(self.model)
+        if source.exists() and output.resolve() in (source.resolve(), *source.resolve().parents):
+            raise UserError(
+                f"output {output} holds the model {self.model}: the package would replace it; "
+                "choose another directory with -o"
+            )
+
+    def default_output(self) -> Path:
+        """Where the package goes if nobody says: model, method and target in the working folder."""
+        name = Path(self.model).stem if self.model.endswith(".onnx") else _last_part(self.model)
+        target = format_size(self.target) if self.target is not None else None
+        parts = (name, self.method or "as-trained", target)
+        return Path("-".join(part for part in parts if part))
+
+
+def build_recipe(
+    given: Mapping[str, Any], *, file: Path | None = None, settings: Sequence[str] = ()
+) -> Recipe:
+    """The recipe of a command line: `given` by field name (nulls are "not given"), the `--recipe`
+    file and the `--set` texts. Raises UserError that names the layer, the value and the fix."""
+    layers = [_read_file(file)] if file is not None else []
+    layers += [_read_setting(text) for text in settings]
+    layers.append({key: value for key, value in given.items() if value is not None})
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        parameters = {**merged.get("parameters", {}), **layer.get("parameters", {})}
+        merged = {**merged, **layer, "parameters": parameters}
+    return Recipe(**{key: value for key, value in merged.items() if value is not None})
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """Recipe fields of a YAML file."""
+    import yaml  # type: ignore[import-untyped, unused-ignore]
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"recipe {path} cannot be read: {reason}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path} is not valid YAML: {_one_line(error)}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"recipe {path} holds {tree!r}: it must hold keys such as method and target"
+        )
+    try:
+        return _fields(tree)
+    except UserError as error:
+        raise UserError(f"recipe {path}: {error}") from None
+
+
+def _read_setting(text: str) -> dict[str, Any]:
+    """Recipe fields of one `--set a.b=c`; the value is read as YAML."""
+    import yaml  # type: ignore[import-untyped, unused-ignore]
+
+    path, equals, value = text.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not equals or not all(keys):
+        raise UserError(f"--set {text!r} is not KEY=VALUE: write for example scaling.beta_fast=16")
+    try:
+        tree: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text!r} has no valid YAML value: {_one_line(error)}") from None
+    for key in reversed(keys):
+        tree = {key: tree}
+    try:
+        return _fields(tree)
+    except UserError as error:
+        raise UserError(f"--set {text}: {error}") from None
+
+
+def _fields(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """Recipe fields of one layer in the YAML schema, converted; null stays null."""
+    _check_keys(tree, (*_CONVERTERS, "scaling", "validate"), where="")
+    values = {
+        key: None if value is None else _CONVERTERS[key](value, key)
+        for key, value in tree.items()
+        if key in _CONVERTERS
+    }
+    validation = _section(tree, "validate")
+    _check_keys(validation, ("enabled", "tolerance"), where="validate.")
+    if validation.get("enabled") is not None:
+        values["validate"] = _boolean(validation["enabled"], "validate.enabled")
+    if "tolerance" in validation:
+        values["tolerance"] = _number(validation["tolerance"], "validate.tolerance")
+    return _with_scaling(values, _section(tree, "scaling"))
+
+
+def _with_scaling(values: dict[str, Any], section: Mapping[Any, Any]) -> dict[str, Any]:
+    """`values` with the scaling section; its two keys that are options of their own move there."""
+    parameters = {str(key): _plain(value) for key, value in section.items()}
+    for key, option in (("factor", "factor"), ("original_max_position_embeddings", _ORIGINAL)):
+        if key not in parameters:
+            continue
+        inner = parameters.pop(key)
+        if inner is not None:
+            inner = _CONVERTERS[option](inner, f"scaling.{key}")
+        if values.get(option) not in (None, inner):
+            raise UserError(
+                f"{option} is {values[option]} but scaling.{key} is {inner}: they contradict each "
+                "other; keep one"
+            )
+        values[option] = inner
+    if parameters:
+        values["parameters"] = parameters
+    return values
+
+
+def _section(tree: Mapping[Any, Any], name: str) -> Mapping[Any, Any]:
+    section = tree.get(name)
+    if section is None:
+        return {}
+    if not isinstance(section, Mapping):
+        raise UserError(f"{name} is {section!r}: it must be a section with keys of its own")
+    return section
+
+
+def _check_keys(tree: Mapping[Any, Any], known: Sequence[str], *, where: str) -> None:
+    from ctx_export.scaling._parameters import closest
+
+    for key in tree:
+        if key not in known:
+            near = closest(str(key), known)
+            raise UserError(f"unknown key {where}{key}{near} (known: {', '.join(known)})")
+
+
+def _plain(value: Any) -> Any:
+    """YAML 1.1 reads 1e6 as text, people mean a number; lists entry by entry."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _size(value: Any, key: str) -> int:
+    return parse_size(value, what=key)
+
+
+def _size_or_zero(value: Any, key: str) -> int:
+    return 0 if str(value).strip() == "0" else parse_size(value, what=key)
+
+
+def _number(value: Any, key: str) -> float | None:
+    value = _plain(value)
+    _check_number(key, value, None)
+    return None if value is None else float(value)
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{key} is {value!r}: it must be text")
+    return value
+
+
+def _boolean(value: Any, key: str) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{key} is {value!r}: it must be true or false")
+    return value
+
+
+_ORIGINAL = "original_context"
+_COUNTS = {
+    "target": 1,
+    "original_context": 1,
+    "sinks": 0,
+    "window": 0,
+    "max_batch": 1,
+    "max_chunk": 1,
+}
+# The keys of a recipe file outside its sections, with what turns their values into fields.
+_CONVERTERS: dict[str, Callable[[Any, str], Any]] = {
+    "model": _text,
+    "method": _text,
+    "target": _size,
+    "factor": _number,
+    "original_context": _size,
+    "sinks": _size_or_zero,
+    "window": _size_or_zero,
+    "precision": _text,
+    "engine": _text,
+    "max_batch": _size,
+    "max_chunk": _size,
+}
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value is not None and value not in choices:
+        raise UserError(f"{name} is {value!r}: it must be one of {', '.join(choices)}")
+
+
+def _check_number(name: str, value: Any, least: float | None) -> None:
+    from ctx_export.scaling._parameters import number
+
+    if value is not None:
+        number(value, name, minimum=least)
+
+
+def _last_part(model: str) -> str:
+    """Name of a checkpoint: a directory's own name, or what follows the owner in a hub id."""
+    path = Path(model)
+    return (path.resolve().name if path.is_dir() else path.name) or "model"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

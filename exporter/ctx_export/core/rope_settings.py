@@ -53,7 +53,6 @@ DEFAULT_THETA = 10000.0
 FAMILY_THETA = {
     "bitnet": 5e5,
     "cohere": 5e5,
-    "cwm": 1e6,
     "ernie4_5": 5e5,
     "helium": 1e5,
     "mixtral": 1e6,
