@@ -1,0 +1,239 @@
+"""Function body of SinkWindowAttention: write the new rows, then attend over what was written.
+
+Reads go through `present` only, so that data flow alone orders them after the write when a runtime
+lets present share memory with past. The values that depend on `seen` and `new` alone come out equal
+in every layer, so a runtime that merges common subexpressions computes masks and slots once a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ctx_export.ops.builder import FLOAT, BodyBuilder
+from ctx_export.ops.rotary import rotated
+from ctx_export.ops.spec import DOMAIN, SINK_WINDOW_ATTENTION
+
+_FAR = 1 << 62  # farther than any token
+_MASKED = -3.0e38  # finite, so that a row without visible keys stays finite until it is zeroed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionVariant:
+    """What one model's attention sites need; a body may not mention an input that is absent."""
+
+    optional: tuple[str, ...] = ()
+    bounded: bool = False  # some site's cache is a ring
+    softcap: bool = False  # some site caps its logits
+
+    def __post_init__(self) -> None:
+        known = SINK_WINDOW_ATTENTION.optional
+        if list(self.optional) != [name for name in known if name in self.optional]:
+            raise ValueError(f"optional inputs {self.optional} are not an ordered subset of {known}")
+
+
+def sink_window_attention(variant: AttentionVariant) -> ir.Function:
+    """The portable body for `variant`; see `ops.spec` for the shapes."""
+    spec = SINK_WINDOW_ATTENTION
+    return _Attention(variant).function(spec.inputs + variant.optional)
+
+
+class _Attention:
+    """State shared by the steps of one body: the builder and the call's position arithmetic."""
+
+    def __init__(self, variant: AttentionVariant) -> None:
+        self.variant = variant
+
+    def function(self, inputs: Sequence[str]) -> ir.Function:
+        self.body = body = BodyBuilder(inputs)
+        self.values = body.inputs
+        self._positions()
+        present_key = self._write(self.values["past_key"], self.values["k"])
+        present_value = self._write(self.values["past_value"], self.values["v"])
+        y = self._attend(self._used(present_key), self._used(present_value))
+        spec = SINK_WINDOW_ATTENTION
+        return body.function(
+            spec.name, DOMAIN, [y, present_key, present_value], spec.attributes
+        )
+
+    def _positions(self) -> None:
+        """Token of every row [B,S], which rows are tokens, and the slots in use."""
+        body, values = self.body, self.values
+        rows = body.dimension(values["q"], 2)
+        index = body.op("Range", body.constant(0), rows, body.constant(1))
+        seen = body.op("Unsqueeze", values["seen"], body.constant([1]))
+        new = body.op("Unsqueeze", values["new"], body.constant([1]))
+        self.token = body.op("Add", seen, index)
+        self.is_token = body.op("Less", body.op("Unsqueeze", index, body.constant([0])), new)
+        self.total = body.op("Add", values["seen"], values["new"])
+        self.sinks = body.attribute("sinks")
+        self.capacity = body.dimension(values["past_key"], 2)
+        # A full cache's row past the last slot is not written and gives NaN.
+        fits = body.op("Less", self.token, self.capacity)
+        if self.variant.bounded:
+            ring = body.op("Equal", body.attribute("bounded"), body.constant(1))
+            fits = body.op("Or", fits, ring)
+        self.overflow = body.op("And", self.is_token, body.op("Not", fits))
+        self.written = body.op("And", self.is_token, fits)
+
+    def _slots(self) -> ir.Value:
+        """Slot of every row [B,S]. Rows that are no tokens land on slots no token of this call has:
+        S consecutive tokens have S different slots while S ≤ C - sinks."""
+        body = self.body
+        ring = body.op("Max", body.op("Sub", self.capacity, self.sinks), body.constant(1))
+        past_sinks = body.op("Sub", self.token, self.sinks)
+        wrapped = body.op("Add", self.sinks, body.op("Mod", past_sinks, ring))
+        return body.op("Where", body.op("Less", self.token, self.sinks), self.token, wrapped)
+
+    def _write(self, past: ir.Value, rows: ir.Value) -> ir.Value:
+        """`past` [B,H,C,D] with the call's rows [B,H,S,D] in their slots; others keep theirs."""
+        body = self.body
+        index = self._scatter_index(rows)
+        kept = body.op("GatherND", past, index)
+        keep = body.op("Unsqueeze", self.written, body.constant([1, 3]))
+        return body.op("ScatterND", past, index, body.op("Where", keep, rows, kept))
+
+    def _scatter_index(self, rows: ir.Value) -> ir.Value:
+        """(batch, head, slot) of every row: [B,H,S,3]."""
+        body = self.body
+        shape = body.op("Shape", rows, start=0, end=3)
+        column = body.op("Concat", shape, body.constant([1]), axis=0)
+        batch, heads = body.dimension(rows, 0), body.dimension(rows, 1)
+        zero, one = body.constant(0), body.constant(1)
+        parts = [
+            body.op("Unsqueeze", body.op("Range", zero, batch, one), body.constant([1, 2, 3])),
+            body.op("Unsqueeze", body.op("Range", zero, heads, one), body.constant([0, 2, 3])),
+            body.op("Unsqueeze", self._slots(), body.constant([1, 3])),
+        ]
+        return body.op("Concat", *(body.op("Expand", part, column) for part in parts), axis=3)
+
+    def _used(self, present: ir.Value) -> ir.Value:
+        """The slots in use, so that a short context does not pay for a long capacity."""
+        body = self.body
+        longest = body.op("ReduceMax", self.total, keepdims=0)
+        self.used = body.op("Min", longest, self.capacity)
+        end = body.op("Unsqueeze", self.used, body.constant([0]))
+        return body.op("Slice", present, body.constant([0]), end, body.constant([2]))
+
+    def _slot_tokens(self) -> ir.Value:
+        """Newest token of every used slot, [1|B,U]; -1 or past the sequence's end where it is empty."""
+        body = self.body
+        slot = body.op("Range", body.constant(0), self.used, body.constant(1))
+        slot = body.op("Unsqueeze", slot, body.constant([0]))
+        if not self.variant.bounded:
+            return slot
+        full = body.op("Equal", body.attribute("bounded"), body.constant(0))
+        ring = body.op("Max", body.op("Sub", self.capacity, self.sinks), body.constant(1))
+        ring = body.op("Where", full, body.constant(_FAR), ring)
+        last = body.op("Sub", body.op("Unsqueeze", self.total, body.constant([1])), body.constant(1))
+        behind = body.op("Sub", last, slot)
+        # Floor division: the remainder takes the divisor's sign in ONNX's integer Mod.
+        lap = body.op("Sub", behind, body.op("Mod", behind, ring))
+        newest = body.op("Where", body.op("Less", slot, self.sinks), slot, body.op("Add", slot, lap))
+        empty = body.op("Less", behind, body.constant(0))
+        return body.op("Where", empty, body.constant(-1), newest)
+
+    def _mask(self) -> ir.Value:
+        """Additive mask [B,1,1,S,U] float32: 0 where a row sees a slot's token."""
+        body = self.body
+        slot_token = body.op("Unsqueeze", self._slot_tokens(), body.constant([1]))
+        row_token = body.op("Unsqueeze", self.token, body.constant([2]))
+        window = body.attribute("window")
+        unlimited = body.op("Equal", window, body.constant(0))
+        window = body.op("Where", unlimited, body.constant(_FAR), window)
+        distance = body.op("Sub", row_token, slot_token)
+        near = body.op("Less", distance, window)
+        sink = body.op("Less", slot_token, self.sinks)
+        past = body.op("GreaterOrEqual", distance, body.constant(0))
+        held = body.op("GreaterOrEqual", slot_token, body.constant(0))
+        visible = body.op("And", body.op("And", past, held), body.op("Or", near, sink))
+        visible = body.op("Unsqueeze", visible, body.constant([1, 2]))
+        self.sink_slot = body.op("Unsqueeze", sink, body.constant([1, 2]))
+        zero, masked = body.constant(0.0, float), body.constant(_MASKED, float)
+        return body.cast(body.op("Where", visible, zero, masked), FLOAT)
+
+    def _grouped(self, heads: ir.Value) -> ir.Value:
+        """[B,Hq,S,D] as [B,Hkv,G·S,D]: the query heads of one KV head share its keys."""
+        kv_heads = self.body.op("Shape", self.values["k"], start=1, end=2)
+        shape = [self.body.constant([0]), kv_heads, self.body.constant([-1]), self.head_dim]
+        return self.body.op("Reshape", heads, self.body.op("Concat", *shape, axis=0))
+
+    def _logits(self, q: ir.Value, transposed_key: ir.Value) -> ir.Value:
+        """q·k as float32 [B,Hkv,G,S,U]."""
+        body = self.body
+        product = body.op("MatMul", self._grouped(q), transposed_key)
+        shape = body.op(
+            "Concat",
+            body.op("Shape", self.values["k"], start=0, end=2),
+            body.constant([-1]),
+            body.op("Shape", self.values["q"], start=2, end=3),
+            body.op("Unsqueeze", self.used, body.constant([0])),
+            axis=0,
+        )
+        scaled = body.op("Reshape", body.cast(product, FLOAT), shape)
+        return body.op("Mul", scaled, body.attribute("scale", "float"))
+
+    def _attend(self, key: ir.Value, value: ir.Value) -> ir.Value:
+        """y [B,Hq,S,D]: one softmax over the visible slots."""
+        body, values = self.body, self.values
+        self.head_dim = body.op("Shape", values["q"], start=3, end=4)
+        mask = self._mask()
+        if "inv_freq" in self.variant.optional:
+            rows = body.op("Unsqueeze", values["seen"], body.constant([1]))
+            zeros = body.op("Mul", rows, body.constant(0))  # one row of positions per sequence
+            positions = body.op("Max", self._slot_tokens(), zeros)
+            turned = rotated(body, key, positions, values["inv_freq"], values["multiplier"])
+            key = body.op("CastLike", turned, key)
+        transposed = body.op("Transpose", key, perm=[0, 1, 3, 2])
+        logits = self._logits(values["q"], transposed)
+        if "sink_q" in self.variant.optional:
+            sink_logits = self._logits(values["sink_q"], transposed)
+            logits = body.op("Where", self.sink_slot, sink_logits, logits)
+        if self.variant.softcap:
+            logits = self._capped(logits)
+        weights = self._softmax(body.op("Add", logits, mask))
+        rows = body.op("Shape", values["k"], start=0, end=2)
+        flat = body.op(
+            "Concat",
+            rows,
+            body.constant([-1]),
+            body.op("Unsqueeze", self.used, body.constant([0])),
+            axis=0,
+        )
+        weights = body.op("CastLike", body.op("Reshape", weights, flat), value)
+        y = body.op("Reshape", body.op("MatMul", weights, value), body.op("Shape", values["q"]))
+        return self._padded(y)
+
+    def _capped(self, logits: ir.Value) -> ir.Value:
+        """softcap·tanh(logits / softcap); a cap of 0 at a site of a capped model means none."""
+        body = self.body
+        cap = body.attribute("softcap", "float")
+        none = body.op("Equal", cap, body.cast(body.constant(0.0, float), FLOAT))
+        far = body.cast(body.constant(1e30, float), FLOAT)
+        cap = body.op("Where", none, far, cap)
+        return body.op("Mul", cap, body.op("Tanh", body.op("Div", logits, cap)))
+
+    def _softmax(self, logits: ir.Value) -> ir.Value:
+        """Softmax over the slots; a learned sink logit joins the denominator without a value."""
+        body = self.body
+        if "head_sink" not in self.variant.optional:
+            return body.op("Softmax", logits, axis=-1)
+        kv_heads = body.op("Shape", self.values["k"], start=1, end=2)
+        sizes = [body.constant([1]), kv_heads, body.constant([-1]), body.constant([1, 1])]
+        sink = body.op("Reshape", self.values["head_sink"], body.op("Concat", *sizes, axis=0))
+        leading = body.op("Shape", logits, start=0, end=4)
+        column = body.op("Concat", leading, body.constant([1]), axis=0)
+        joined = body.op("Concat", logits, body.op("Expand", sink, column), axis=4)
+        weights = body.op("Softmax", joined, axis=-1)
+        return body.op("Slice", weights, body.constant([0]), body.constant([-1]), body.constant([4]))
+
+    def _padded(self, y: ir.Value) -> ir.Value:
+        """0 for rows that are no tokens, NaN for tokens past the last slot of a full cache."""
+        body = self.body
+        zero = body.op("CastLike", body.constant(0.0, float), y)
+        nan = body.op("CastLike", body.constant(float("nan"), float), y)
+        token = body.op("Unsqueeze", self.is_token, body.constant([1, 3]))
+        overflow = body.op("Unsqueeze", self.overflow, body.constant([1, 3]))
+        return body.op("Where", overflow, nan, body.op("Where", token, y, zero))

@@ -1,0 +1,68 @@
+"""A thin tape for writing function bodies: operators by name, constants and attribute references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+OPSET = 23
+FLOAT, DOUBLE, INT64 = 1, 11, 7  # onnx.TensorProto data types
+
+
+class BodyBuilder:
+    """Collects the nodes of one function. Values are onnx-ir values; constants are shared."""
+
+    def __init__(self, inputs: Sequence[str]) -> None:
+        self.inputs = {name: ir.Value(name=name) for name in inputs}
+        self._nodes: list[ir.Node] = []
+        self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+
+    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """Append one standard operator and return its only output."""
+        return self.append(ir.node(op_type, list(inputs), attributes or None))
+
+    def append(self, node: ir.Node) -> ir.Value:
+        self._nodes.append(node)
+        return node.outputs[0]
+
+    def dimension(self, value: ir.Value, axis: int) -> ir.Value:
+        """One dimension of `value` as an int64 scalar."""
+        return self.op("Squeeze", self.op("Shape", value, start=axis, end=axis + 1))
+
+    def constant(self, value: Any, dtype: type = np.int64) -> ir.Value:
+        """A Constant node holding `value`, one per distinct value."""
+        array = np.asarray(value, dtype)
+        key = (array.dtype.str, array.tobytes(), array.shape)
+        if key not in self._constants:
+            self._constants[key] = self.op("Constant", value=ir.tensor(array))
+        return self._constants[key]
+
+    def attribute(self, name: str, kind: str = "int") -> ir.Value:
+        """A scalar Constant that takes the calling node's attribute `name` (int or float)."""
+        target, kinds = {
+            "int": ("value_int", ir.AttributeType.INT),
+            "float": ("value_float", ir.AttributeType.FLOAT),
+        }[kind]
+        reference = ir.RefAttr(target, name, kinds)
+        return self.append(ir.Node("", "Constant", inputs=[], attributes=[reference]))
+
+    def cast(self, value: ir.Value, to: int) -> ir.Value:
+        return self.op("Cast", value, to=to)
+
+    def function(
+        self, name: str, domain: str, outputs: Sequence[ir.Value], attributes: dict[str, type]
+    ) -> ir.Function:
+        """The finished function; every attribute is required on its call sites."""
+        graph = ir.Graph(
+            list(self.inputs.values()),
+            list(outputs),
+            nodes=self._nodes,
+            opset_imports={"": OPSET},
+            name=name,
+        )
+        kinds = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.AttributeType.STRING}
+        declared = [ir.Attr(key, kinds[kind], None) for key, kind in attributes.items()]
+        return ir.Function(domain, name, graph=graph, attributes=declared)

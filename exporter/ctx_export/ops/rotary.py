@@ -1,0 +1,40 @@
+"""Function body of ScaledRotaryEmbedding, and the same rotation for keys rotated on read."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ctx_export.ops.builder import DOUBLE, FLOAT, BodyBuilder
+from ctx_export.ops.spec import DOMAIN, SCALED_ROTARY_EMBEDDING
+
+
+def scaled_rotary_embedding() -> ir.Function:
+    """The portable body: float64 angles, float32 rotation, the input's own type in and out."""
+    spec = SCALED_ROTARY_EMBEDDING
+    body = BodyBuilder(spec.inputs)
+    y = rotated(body, **body.inputs)
+    return body.function(spec.name, DOMAIN, [body.op("CastLike", y, body.inputs["x"])], spec.attributes)
+
+
+def rotated(
+    body: BodyBuilder,
+    x: ir.Value,
+    positions: ir.Value,
+    inv_freq: ir.Value,
+    multiplier: ir.Value,
+) -> ir.Value:
+    """`x` [B,H,S,D] rotated at `positions` [B,S], as float32.
+
+    Angles are position × inv_freq in float64, below 1e-6 rad of error to position 2^33; the cosines
+    are rounded to float32 only after the multiplier.
+    """
+    rows = body.op("Unsqueeze", body.cast(positions, DOUBLE), body.constant([2]))
+    table = body.op("Unsqueeze", body.cast(inv_freq, DOUBLE), body.constant([1]))
+    scale = body.op("Unsqueeze", body.cast(multiplier, DOUBLE), body.constant([1, 2]))
+    angle = body.op("Mul", rows, table)
+    cos = body.cast(body.op("Mul", body.op("Cos", angle), scale), FLOAT)
+    sin = body.cast(body.op("Mul", body.op("Sin", angle), scale), FLOAT)
+    node = ir.node("RotaryEmbedding", [body.cast(x, FLOAT), cos, sin])
+    for standard, ours in (("rotary_embedding_dim", "rotary_dim"), ("interleaved", "interleaved")):
+        node.attributes.add(ir.RefAttr(standard, ours, ir.AttributeType.INT))
+    return body.append(node)

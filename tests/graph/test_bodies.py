@@ -1,0 +1,173 @@
+"""The function bodies in a stock onnxruntime against the float64 reference, optimisation off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from ctx_export.ops.attention import AttentionVariant, sink_window_attention
+from ctx_export.ops.reference import AttentionCase, rotate
+from ctx_export.ops.reference import sink_window_attention as reference_attention
+from ctx_export.ops.rotary import scaled_rotary_embedding
+from ctx_export.ops.spec import DOMAIN, PLUGIN_ATTRIBUTES, SCALED_ROTARY_EMBEDDING
+from ctx_export.ops.spec import SINK_WINDOW_ATTENTION as SPEC
+
+DTYPES = {np.float32: ir.DataType.FLOAT, np.float16: ir.DataType.FLOAT16}
+
+
+def run(function: ir.Function, feeds: dict[str, np.ndarray], attributes: dict[str, Any]) -> list:
+    """One call of `function` through onnxruntime with its graph optimisation off."""
+    inputs = [
+        ir.Value(name=name, type=ir.TensorType(ir.tensor(value).dtype), shape=ir.Shape(value.shape))
+        for name, value in feeds.items()
+    ]
+    node = ir.node(
+        function.name,
+        inputs,
+        {**attributes, **PLUGIN_ATTRIBUTES},
+        domain=DOMAIN,
+        num_outputs=len(function.outputs),
+    )
+    for value, source in zip(node.outputs, function.outputs, strict=True):
+        value.name = f"out_{source.name or id(source)}"
+        value.type = inputs[0].type
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": 23, DOMAIN: 1}, name="g")
+    model = ir.Model(graph, ir_version=10, functions=[function])
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, feeds)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("interleaved", [0, 1])
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(80, 80), (128, 32), (8, 2)])
+def test_rotary_body_matches_float64(dtype, interleaved, head_dim, rotary_dim):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 5, head_dim)).astype(dtype)
+    positions = rng.integers(0, 1 << 33, (2, 5))
+    inv_freq = (10000.0 ** (-np.arange(rotary_dim // 2) * 2 / rotary_dim)).astype(np.float32)[None]
+    multiplier = np.array([1.25], np.float32)
+    attributes = {"rotary_dim": rotary_dim, "interleaved": interleaved}
+    names = SCALED_ROTARY_EMBEDDING.inputs
+    feeds = dict(zip(names, (x, positions, inv_freq, multiplier), strict=True))
+    (y,) = run(scaled_rotary_embedding(), feeds, attributes)
+    expected = rotate(
+        x, positions, inv_freq, multiplier, rotary_dim=rotary_dim, interleaved=bool(interleaved)
+    )
+    assert y.dtype == dtype and y.shape == x.shape
+    # float32: 1e-6 rad of angle on values up to 5; float16: half a unit in the last place.
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 if dtype == np.float32 else 4e-3)
+
+
+def random_case(rng: np.random.Generator, dtype: type, **choice: Any) -> AttentionCase:
+    """A batch of three with different lengths, in a state a session can reach."""
+    bounded, sinks, window = choice["bounded"], choice["sinks"], choice["window"]
+    rows, dim, kv_heads, groups = choice["rows"], 16, 2, 3
+    capacity = sinks + window + rows - 1 if bounded else 40
+    capacity = max(capacity, sinks + rows)
+    longest = 5 * capacity if bounded else capacity - rows
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    optional = choice["optional"]
+    seen = np.array([0, longest // 3, longest])
+    return AttentionCase(
+        q=normal(3, kv_heads * groups, rows, dim),
+        k=normal(3, kv_heads, rows, dim),
+        v=normal(3, kv_heads, rows, dim),
+        past_key=normal(3, kv_heads, capacity, dim),
+        past_value=normal(3, kv_heads, capacity, dim),
+        seen=seen,
+        new=np.array([rows, max(rows - 2, 0), (rows + 1) // 2]),
+        sinks=sinks,
+        window=window,
+        scale=0.3,
+        softcap=choice["softcap"],
+        bounded=bounded,
+        sink_q=normal(3, kv_heads * groups, rows, dim) if "sink_q" in optional else None,
+        inv_freq=rng.uniform(0, 1, (1, 4)).astype(np.float32) if "inv_freq" in optional else None,
+        multiplier=np.array([1.5], np.float32) if "inv_freq" in optional else None,
+        head_sink=rng.standard_normal(6).astype(np.float32) if "head_sink" in optional else None,
+        rotary_dim=8 if "inv_freq" in optional else 0,
+    )
+
+
+def body_outputs(case: AttentionCase, optional: tuple[str, ...]) -> list[np.ndarray]:
+    attributes = {
+        "sinks": case.sinks,
+        "window": case.window,
+        "scale": case.scale,
+        "softcap": case.softcap,
+        "alias": 0,
+        "bounded": int(case.bounded),
+        "rotary_dim": case.rotary_dim,
+        "interleaved": 0,
+        "optional_inputs": ",".join(optional),
+    }
+    variant = AttentionVariant(
+        optional=optional, bounded=case.bounded, softcap=case.softcap != 0
+    )
+    feeds = {name: getattr(case, name) for name in SPEC.inputs + optional}
+    return run(sink_window_attention(variant), feeds, attributes)
+
+
+OPTIONAL = [(), ("sink_q",), ("inv_freq", "multiplier"), ("head_sink",), SPEC.optional]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("optional", OPTIONAL, ids=lambda names: "+".join(names) or "plain")
+@pytest.mark.parametrize(
+    ("bounded", "sinks", "window", "rows", "softcap"),
+    [
+        (False, 0, 0, 1, 0.0),
+        (False, 0, 0, 7, 0.0),
+        (False, 0, 5, 7, 2.0),
+        (False, 4, 5, 7, 0.0),
+        (True, 0, 1, 1, 0.0),
+        (True, 4, 1, 3, 2.0),
+        (True, 0, 17, 5, 0.0),
+        (True, 4, 17, 1, 0.0),
+    ],
+)
+def test_attention_body_matches_float64(dtype, optional, bounded, sinks, window, rows, softcap):
+    rng = np.random.default_rng(rows + 10 * window + 100 * sinks)
+    case = random_case(
+        rng,
+        dtype,
+        bounded=bounded,
+        sinks=sinks,
+        window=window,
+        rows=rows,
+        softcap=softcap,
+        optional=optional,
+    )
+    outputs = body_outputs(case, optional)
+    expected = reference_attention(case)
+    for got, want, name in zip(outputs, expected, SPEC.outputs, strict=True):
+        assert got.dtype == dtype and got.shape == want.shape
+        # Values of size 1: float32 sums of products of 16, float16 with its 2^-11 of rounding.
+        tolerance = 0 if name != "y" else (2e-5 if dtype == np.float32 else 2e-2)
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_row_past_a_full_cache_is_nan_and_writes_nothing():
+    rng = np.random.default_rng(3)
+    case = random_case(
+        rng, np.float32, bounded=False, sinks=0, window=0, rows=4, softcap=0.0, optional=()
+    )
+    case.seen[:] = [0, 38, 40]
+    case.new[:] = [4, 4, 1]
+    y, present_key, _ = body_outputs(case, ())
+    expected, expected_key, _ = reference_attention(case)
+    assert np.isnan(y[1, :, 2:]).all() and np.isnan(y[2, :, 0]).all()
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+    np.testing.assert_allclose(np.nan_to_num(y), np.nan_to_num(expected), rtol=0, atol=2e-5)
+    np.testing.assert_array_equal(present_key, expected_key)
