@@ -65,7 +65,9 @@ class Command(click.Command):
         except ValidationFailed as error:
             _fail(str(error), EXIT_VALIDATION_FAILED)
         except click.ClickException as error:
-            _fail(f"{error.format_message()} (see {self.name} --help)", EXIT_USER_ERROR)
+            _fail(
+                f"{error.format_message().rstrip('.')} (see {self.name} --help)", EXIT_USER_ERROR
+            )
         except click.Abort:
             _fail("interrupted", EXIT_INTERRUPTED)
         except OSError as error:

@@ -1,0 +1,170 @@
+"""`ctx-export`: a checkpoint, a method and a target to a package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ctx_export.cli.common import Size, command, echo_json, json_option, terminal_progress
+from ctx_export.core.model_spec import PRECISIONS
+from ctx_export.core.recipe import ENGINES, Recipe, build_recipe
+from ctx_export.scaling import names
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def _apply(options: tuple[Callable[[Any], Any], ...], function: Decorated) -> Decorated:
+    """Decorate with several options so that `--help` lists them in the order written."""
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def scaling_options(function: Decorated) -> Decorated:
+    """What to extend, how and how far; every default is None, "not given"."""
+    options = (
+        click.option(
+            "--method",
+            metavar="NAME",
+            help=f"Scaling method: {', '.join(names())}. [default: the checkpoint's own]",
+        ),
+        click.option(
+            "--target",
+            type=Size(),
+            help="Longest context, such as 128k, baked in. [default: the checkpoint's]",
+        ),
+        click.option("--factor", type=float, help="Scaling factor. [default: target / original]"),
+        click.option(
+            "--original-context",
+            type=Size(),
+            help="Tokens the model was trained on. [default: the checkpoint's]",
+        ),
+        click.option(
+            "--sinks",
+            type=Size(zero=True),
+            help="First tokens that every token sees. [default: 0]",
+        ),
+        click.option(
+            "--window",
+            type=Size(zero=True),
+            help="Tokens a token sees back, itself included; 0: all. [default: 0]",
+        ),
+    )
+    return _apply(options, function)
+
+
+def package_options(function: Decorated) -> Decorated:
+    """How the package is built and checked."""
+    options = (
+        click.option(
+            "--precision",
+            metavar="NAME",
+            help=f"{', '.join(PRECISIONS)}. [default: the checkpoint's]",
+        ),
+        click.option(
+            "--engine", metavar="NAME", help=f"{', '.join(ENGINES)}. [default: {ENGINES[0]}]"
+        ),
+        click.option("--max-batch", type=Size(), help="Sequences at once. [default: 1]"),
+        click.option("--max-chunk", type=Size(), help="New tokens of one call. [default: 1k]"),
+        click.option("--no-validate", is_flag=True, help="Do not compare with PyTorch."),
+        click.option(
+            "--tolerance", type=float, help="Largest error, relative to the logit scale."
+        ),
+    )
+    return _apply(options, function)
+
+
+def recipe_options(function: Decorated) -> Decorated:
+    """Other sources of the same values."""
+    options = (
+        click.option(
+            "--recipe",
+            "recipe_file",
+            type=click.Path(path_type=Path),
+            help="YAML file of options.",
+        ),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="One value of the recipe, such as scaling.beta_fast=16; may be repeated.",
+        ),
+    )
+    return _apply(options, function)
+
+
+@command("ctx-export")
+@click.argument("model", required=False)
+@scaling_options
+@package_options
+@recipe_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Package directory. [default: named from model, method and target]",
+)
+@click.option("--force", is_flag=True, help="Replace an output directory that exists.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@json_option
+def main(
+    recipe_file: Path | None,
+    settings: tuple[str, ...],
+    no_validate: bool,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make MODEL run at a longer context and write it as a package.
+
+    MODEL is a checkpoint directory, a hub id, an .onnx file, or the bundled demo (the default).
+    The package holds an ONNX graph for any runtime, a TensorRT engine where one can be built, and
+    a report that compares both with PyTorch.
+    """
+    given = {**options, "validate": False if no_validate else None, "force": force or None}
+    recipe = build_recipe(given, file=recipe_file, settings=settings)
+    if recipe.output is None:
+        recipe = replace(recipe, output=recipe.default_output())
+    if dry_run:
+        _show_plan(recipe, as_json)
+    else:
+        _export(recipe, as_json)
+
+
+def _show_plan(recipe: Recipe, as_json: bool) -> None:
+    from ctx_export.export import plan
+
+    planned = plan(recipe)
+    if as_json:
+        echo_json(planned.to_json())
+    else:
+        click.echo(planned.describe())
+
+
+def _export(recipe: Recipe, as_json: bool) -> None:
+    from ctx_export.export import run
+
+    with terminal_progress() as progress:
+        result = run(recipe, progress)
+    if as_json:
+        echo_json({"output": str(result.output), "manifest": _plain(result.manifest)})
+        return
+    for line in result.lines:
+        click.echo(line)
+
+
+def _plain(manifest: Any) -> Any:
+    """A manifest as JSON values, whether it is the dataclass or already a mapping."""
+    if is_dataclass(manifest) and not isinstance(manifest, type):
+        return asdict(manifest)
+    return dict(manifest) if isinstance(manifest, Mapping) else manifest
+
+
+if __name__ == "__main__":
+    main()
