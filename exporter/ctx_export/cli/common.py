@@ -1,7 +1,7 @@
-"""What the commands share: error boundary, option types, common options, progress and JSON output.
+"""What the commands share: error boundary, option types, common options, progress, JSON output.
 
-A command is a function decorated with `@command("ctx-name")`; it parses, calls one library function
-and prints. Importing this module imports click and nothing heavy: `--help` must answer at once.
+A command is a function decorated with `@command("ctx-name")`; it parses, calls one library
+function and prints. Importing this module imports click and nothing heavy: `--help` must answer at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DISTRIBUTION = "ctx-export"
 EXIT_VALIDATION_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-# Failures of the machine that the user can mend; any other OSError is a bug and keeps its traceback.
+# Failures of the machine that the user can mend; any other OSError is a bug with a traceback.
 _MENDABLE = {
     errno.ENOSPC: "free some space or choose another directory with -o",
     errno.EDQUOT: "free some of the quota or choose another directory with -o",

@@ -83,7 +83,7 @@ class Recipe:
             )
 
     def default_output(self) -> Path:
-        """Where the package goes if nobody says: model, method and target in the working folder."""
+        """Where the package goes if nobody says: ./MODEL-METHOD-TARGET."""
         name = Path(self.model).stem if self.model.endswith(".onnx") else _last_part(self.model)
         target = format_size(self.target) if self.target is not None else None
         parts = (name, self.method or "as-trained", target)

@@ -14,7 +14,7 @@ Frequencies = NDArray[np.float64]
 
 
 def rotary_frequencies(rotary_dim: int, theta: float) -> Frequencies:
-    """th_i = b^(−2i/d) for i = 0 … d/2−1 (RoFormer, arXiv 2104.09864), radians per token, [d/2]."""
+    """th_i = b^(−2i/d), i = 0 … d/2−1 (RoFormer, arXiv 2104.09864), radians per token, [d/2]."""
     exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
     return np.asarray(float(theta) ** -exponents, dtype=np.float64)
 

@@ -1,6 +1,7 @@
 """What a scaling method is: a name, its typed parameters and a pure function to a frequency table.
 
-Notation as in the papers: d rotary dimension, b base (theta), L original context, T target, s factor.
+Notation as in the papers: d rotary dimension, b base (theta), L original context, T target,
+s factor.
 Nothing here imports numpy at run time, so that commands can answer `--help` without it.
 """
 

@@ -46,9 +46,9 @@ def ramp_range(shape: RotaryShape, parameters: RampParameters) -> tuple[float, f
     low, high = max(low, 0), min(high, shape.rotary_dim - 1)
     if high < low:
         raise UserError(
-            f"the interpolation ramp would run from dimension {low:g} down to {high:g}: at original "
-            f"context {shape.original_context} and base {shape.theta:g} no frequency falls between "
-            "beta_slow and beta_fast; check the original context and the betas"
+            f"the interpolation ramp would run from dimension {low:g} down to {high:g}: with "
+            f"original context {shape.original_context} and base {shape.theta:g} no frequency "
+            "falls between beta_slow and beta_fast; check the original context and the betas"
         )
     return low, high
 
@@ -56,7 +56,7 @@ def ramp_range(shape: RotaryShape, parameters: RampParameters) -> tuple[float, f
 def ramped_frequencies(
     shape: RotaryShape, factor: float, bounds: tuple[float, float]
 ) -> Frequencies:
-    """inv_freq_i = (th_i/s)·ramp_i + th_i·(1 − ramp_i), ramp_i = clip((i − low)/(high − low), 0, 1)."""
+    """(th_i/s)·ramp_i + th_i·(1 − ramp_i) with ramp_i = clip((i − low)/(high − low), 0, 1)."""
     low, high = bounds
     if low == high:
         high += 0.001

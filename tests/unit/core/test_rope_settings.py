@@ -314,7 +314,7 @@ def test_values_that_are_no_positive_number(key, value):
 
 @pytest.mark.parametrize("value", [0, -4.0, True, "1e6", float("nan")])
 def test_top_level_theta_that_is_no_positive_number(value):
-    with pytest.raises(UserError, match="^rope_theta is .*finite number above 0"):
+    with pytest.raises(UserError, match=r"^rope_theta is .*finite number above 0"):
         read(rope_theta=value)
 
 

@@ -72,7 +72,7 @@ def test_a_divisor_that_is_none_is_named(value, make_shape):
 
 
 def test_missing_list_is_named(make_shape):
-    with pytest.raises(UserError, match="scaling.short_factor is missing"):
+    with pytest.raises(UserError, match=r"scaling.short_factor is missing"):
         resolve("longrope", make_shape(64), 8192, parameters={"long_factor": [1.0] * 32})
 
 

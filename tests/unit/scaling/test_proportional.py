@@ -40,5 +40,5 @@ def test_share_defaults_to_what_the_model_rotates(
 
 @pytest.mark.parametrize("share", [0, 1.01])
 def test_share_outside_its_range_is_refused(share, make_shape):
-    with pytest.raises(UserError, match="scaling.partial_rotary_factor is"):
+    with pytest.raises(UserError, match=r"scaling.partial_rotary_factor is"):
         resolve("proportional", make_shape(), 4096, parameters={"partial_rotary_factor": share})

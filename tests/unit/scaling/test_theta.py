@@ -24,7 +24,7 @@ def test_the_base_is_required(make_shape):
 
 @pytest.mark.parametrize("value", [0, -1, True, "1e6", float("nan"), float("inf"), 1.0, [1e6]])
 def test_a_base_that_is_none_is_refused(value, make_shape):
-    with pytest.raises(UserError, match="scaling.rope_theta is "):
+    with pytest.raises(UserError, match=r"scaling.rope_theta is "):
         resolve("theta", make_shape(), 8192, parameters={"rope_theta": value})
 
 

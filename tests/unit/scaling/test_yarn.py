@@ -70,5 +70,5 @@ def test_both_mscales_count_also_where_one_is_zero(make_shape):
 
 
 def test_attention_factor_of_zero_is_refused(make_shape):
-    with pytest.raises(UserError, match="scaling.attention_factor is 0"):
+    with pytest.raises(UserError, match=r"scaling.attention_factor is 0"):
         resolve("yarn", make_shape(), 8192, parameters={"attention_factor": 0})
