@@ -1,7 +1,8 @@
 """What the commands share: error boundary, option types, common options, progress, JSON output.
 
 A command is a function decorated with `@command("ctx-name")`; it parses, calls one library
-function and prints. Importing this module imports click and nothing heavy: `--help` must answer at once.
+function and prints. Importing this module imports click and nothing heavy: `--help` must
+answer at once.
 """
 
 from __future__ import annotations
