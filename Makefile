@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 LIBRARY := exporter/ctx_export/lib/libctx_plugins.so
 INSTALLED := $(VENV)/.installed
 PLUGIN_SOURCES := $(shell find plugins CMakeLists.txt cmake -type f 2>/dev/null)

@@ -31,11 +31,12 @@ fi
 echo "Building the plugin library with $nvcc"
 PATH=$(cd "$BIN" && pwd):$PATH
 export PATH
-cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_COMPILER="$nvcc" >build-configure.log 2>&1 || {
-    cat build-configure.log >&2
+mkdir -p build
+cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_COMPILER="$nvcc" \
+    >build/configure.log 2>&1 || {
+    cat build/configure.log >&2
     exit 1
 }
-mkdir -p build && mv build-configure.log build/configure.log
 cmake --build build
 cmake --install build --prefix exporter >/dev/null
 test -f "$LIBRARY" || { echo "the build did not install $LIBRARY: see CMakeLists.txt's install rule" >&2; exit 1; }
