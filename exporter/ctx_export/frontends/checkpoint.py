@@ -1,0 +1,164 @@
+"""A Hugging Face checkpoint directory as a `ModelSpec` and the places of its tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctx_export.core.errors import UserError
+from ctx_export.core.model_spec import PRECISIONS, ModelSpec
+from ctx_export.core.rope_settings import read_rope_settings
+from ctx_export.frontends.shards import TensorLocation, read_shards
+
+_PRECISION_OF = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint on disk; `config` is config.json as it stands."""
+
+    directory: Path
+    config: Mapping[str, Any]
+    spec: ModelSpec
+    tensors: Mapping[str, TensorLocation]
+
+    def config_ties(self) -> bool:
+        """Whether input embedding and output projection are one tensor."""
+        return bool(self.config.get("tie_word_embeddings", "lm_head.weight" not in self.tensors))
+
+
+def locate(model: str) -> Path:
+    """Directory of `demo`, a local checkpoint or a hub id (downloaded to the hub's cache)."""
+    if model == "demo":
+        from ctx_export import demo
+
+        return demo.path()
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if path.suffix == ".onnx":
+        raise UserError(
+            f"{model}: ONNX files as input are not available in this version; "
+            "name the checkpoint directory it was made from"
+        )
+    if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise UserError(f"{model} is not a checkpoint directory, a hub id (owner/name) or demo")
+    return _download(model)
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # the hub client raises dozens of unrelated types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{model} is no local directory and could not be downloaded from the hub ({reason}); "
+            "give the path of a checkpoint directory"
+        ) from None
+
+
+def read_checkpoint(directory: Path) -> Checkpoint:
+    """Config and tensor places of a checkpoint directory, without reading any weight.
+
+    Raises UserError for a missing or broken config, an unknown rope setting, or bad shards.
+    """
+    config = read_config(directory)
+    tensors = read_shards(directory)
+    spec = model_spec(config, _stored_precision(config, tensors))
+    return Checkpoint(directory=directory, config=config, spec=spec, tensors=tensors)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a checkpoint directory."""
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{directory} has no config.json: it is not a checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return config
+
+
+def _stored_precision(config: Mapping[str, Any], tensors: Mapping[str, TensorLocation]) -> str:
+    """The weights' own precision; the config's `dtype` only where the tensors disagree."""
+    by_bytes: dict[str, int] = {}
+    names = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+    for location in tensors.values():
+        if location.dtype in names:
+            key = names[location.dtype]
+            by_bytes[key] = by_bytes.get(key, 0) + location.length
+    if not by_bytes:
+        found = sorted({t.dtype for t in tensors.values()})
+        raise UserError(f"weights are of type {found}: only F32, F16 and BF16 can be exported")
+    stated = _PRECISION_OF.get(str(config.get("dtype") or config.get("torch_dtype")))
+    return stated if stated in by_bytes else max(by_bytes, key=lambda key: by_bytes[key])
+
+
+def model_spec(config: Mapping[str, Any], precision: str) -> ModelSpec:
+    """`ModelSpec` of a config.json; raises UserError naming the key that is missing or unusable."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    layers = _count(config, "num_hidden_layers")
+    heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
+    return ModelSpec(
+        family=_text(config, "model_type"),
+        layers=layers,
+        heads=heads,
+        kv_heads=_count(config, "num_key_value_heads", heads),
+        head_dim=_count(config, "head_dim", hidden // heads),
+        vocab=_count(config, "vocab_size"),
+        hidden=hidden,
+        max_position_embeddings=_count(config, "max_position_embeddings"),
+        precision=precision,
+        rope=read_rope_settings(config),
+        windows=_windows(config, layers),
+        bos_token_id=config.get("bos_token_id"),
+        eos_token_ids=_ids(config.get("eos_token_id")),
+    )
+
+
+def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """Every layer's own sliding window in tokens, 0 for none."""
+    window = config.get("sliding_window") or 0
+    types = config.get("layer_types")
+    if config.get("use_sliding_window") is False or not window:
+        return (0,) * layers
+    if types is None and "max_window_layers" in config and "use_sliding_window" in config:
+        full = int(config["max_window_layers"])
+        return tuple(0 if layer < full else window for layer in range(layers))
+    if types is None:
+        return (window,) * layers
+    if len(types) != layers:
+        raise UserError(f"config.json has {len(types)} layer_types for {layers} layers")
+    return tuple(window if kind == "sliding_attention" else 0 for kind in types)
+
+
+def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"config.json has {key} = {value!r}: a decoder needs a number ≥ 1 there")
+    return value
+
+
+def _text(config: Mapping[str, Any], key: str) -> str:
+    value = config.get(key)
+    if not isinstance(value, str) or not value:
+        raise UserError(f"config.json has {key} = {value!r}: it must name the model's type")
+    return value
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (int(value),)

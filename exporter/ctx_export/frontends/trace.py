@@ -1,0 +1,216 @@
+"""A checkpoint traced by PyTorch without its weights: one layer of each kind, then repeated."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from ctx_export.core.errors import UserError
+from ctx_export.frontends.checkpoint import Checkpoint
+from ctx_export.frontends.repeat import repeat_layers
+from ctx_export.frontends.shards import TensorLocation
+from ctx_export.frontends.source import Source
+from ctx_export.ops.builder import OPSET
+
+if TYPE_CHECKING:
+    import torch
+
+_TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_WRAPPER_PREFIX = "model."  # the traced module holds the decoder as `.model`
+
+
+def trace(checkpoint: Checkpoint, precision: str | None = None) -> Source:
+    """Trace `checkpoint` at `precision` (default: its own) on PyTorch's meta device.
+
+    Time and memory do not depend on the weights and hardly on the number of layers. Raises
+    UserError where transformers cannot build the model, PyTorch cannot export it, or a tensor is
+    missing in the checkpoint or has another shape than the model's.
+    """
+    precision = precision or checkpoint.spec.precision
+    kinds = layer_kinds(checkpoint)
+    decoder = _meta_decoder(checkpoint, precision, kinds)
+    model = _export(decoder)
+    prefix = _layers_prefix(decoder, len(kinds))
+    simplify(model)
+    repeat_layers(model.graph, prefix=prefix, kinds=_kind_of_layer(checkpoint, kinds))
+    weights = _match_weights(model.graph, checkpoint, decoder)
+    return Source(
+        model=model,
+        spec=checkpoint.spec,
+        precision=precision,
+        checkpoint=checkpoint,
+        weights=weights,
+    )
+
+
+def layer_kinds(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The distinct layer types in the order of their first layer."""
+    types = checkpoint.config.get("layer_types") or ["full_attention"]
+    return tuple(dict.fromkeys(types))
+
+
+def _kind_of_layer(checkpoint: Checkpoint, kinds: Sequence[str]) -> list[int]:
+    types = checkpoint.config.get("layer_types") or [kinds[0]] * checkpoint.spec.layers
+    return [kinds.index(kind) for kind in types]
+
+
+def _meta_decoder(checkpoint: Checkpoint, precision: str, kinds: Sequence[str]) -> torch.nn.Module:
+    """transformers' own model on the meta device, with one layer per kind and plain RoPE: the
+    rotation is rewritten afterwards, so its scaling must not shape the trace."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+        _plain_rope(config, checkpoint)
+        config.num_hidden_layers = len(kinds)
+        if getattr(config, "layer_types", None):
+            config.layer_types = list(kinds)
+        config._attn_implementation = "sdpa"
+        config.use_cache = False
+        with torch.device("meta"):
+            decoder = AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, _TORCH_NAMES[precision]), trust_remote_code=False
+            )
+    except (ValueError, KeyError, ImportError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"transformers cannot build a {checkpoint.spec.family} decoder from "
+            f"{checkpoint.directory}: {reason}"
+        ) from None
+    return decoder.eval()
+
+
+def _plain_rope(config: Any, checkpoint: Checkpoint) -> None:
+    rope = checkpoint.spec.rope
+    config.rope_parameters = {
+        "rope_type": "default",
+        "rope_theta": rope.theta,
+        "partial_rotary_factor": rope.partial_rotary_factor,
+    }
+
+
+def _export(decoder: torch.nn.Module) -> ir.Model:
+    import torch
+
+    class Traced(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = decoder
+
+        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+            output = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+            return output.logits  # type: ignore[no-any-return]
+
+    names = ("input_ids", "position_ids")
+    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
+    example = torch.zeros(2, 5, dtype=torch.int64, device="meta")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                Traced(),
+                (),
+                kwargs=dict.fromkeys(names, example),
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,  # constant folding would read weights that are not there
+                dynamic_shapes={name: {0: batch, 1: tokens} for name in names},
+                output_names=["logits"],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UserError(
+                f"PyTorch cannot export {type(decoder).__name__}: {reason}; this decoder needs "
+                "support of its own"
+            ) from None
+    assert program is not None
+    return program.model
+
+
+def simplify(model: ir.Model) -> None:
+    """Drop the weights' placeholders, fold shape arithmetic and remove what nothing uses."""
+    import onnxscript.optimizer
+
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if name.startswith(_WRAPPER_PREFIX) and tensor is not None:
+            value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape)
+            value.const_value = None
+    # Weights without data are meant; the optimizer warns about each of them.
+    logging.getLogger("onnx_ir.passes.common.initializer_deduplication").setLevel(logging.ERROR)
+    onnxscript.optimizer.optimize_ir(model)
+    for value in list(model.graph.initializers.values()):
+        if value.name and value.name.startswith(_WRAPPER_PREFIX):
+            value.name = value.name.removeprefix(_WRAPPER_PREFIX)
+
+
+def _layers_prefix(decoder: torch.nn.Module, kinds: int) -> str:
+    """Module path of the decoder's layers, such as `model.layers`, inside the traced wrapper."""
+    import torch
+
+    for name, module in decoder.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == kinds:
+            return name
+    raise UserError(
+        f"{type(decoder).__name__} has no list of {kinds} decoder layer(s): it cannot be traced "
+        "layer by layer"
+    )
+
+
+def _match_weights(
+    graph: ir.Graph, checkpoint: Checkpoint, decoder: torch.nn.Module
+) -> dict[str, TensorLocation]:
+    """The checkpoint tensor of every initializer without data; tied ones share one initializer."""
+    _share_tied(graph, checkpoint, decoder)
+    stored = _layer_free_names(decoder.state_dict())
+    weights = {}
+    for name, value in graph.initializers.items():
+        if value.const_value is not None or not value.uses():
+            continue
+        if _layer_free(name) not in stored:
+            continue  # a table such as inv_freq: rewriting replaces it, and verifies that
+        location = checkpoint.tensors.get(name)
+        if location is None:
+            raise UserError(
+                f"{checkpoint.directory} has no tensor {name}: the checkpoint is incomplete, or "
+                f"its config.json (model_type {checkpoint.spec.family}) is another model's"
+            )
+        expected = tuple(int(n) for n in value.shape or ())
+        if location.shape != expected:
+            raise UserError(
+                f"tensor {name} has shape {list(location.shape)} where config.json makes it "
+                f"{list(expected)}: config and weights do not belong together"
+            )
+        weights[name] = location
+    return weights
+
+
+def _layer_free(name: str) -> str:
+    """`name` without layer numbers: the traced decoder has fewer layers than the checkpoint."""
+    return re.sub(r"\.\d+\.", ".N.", name)
+
+
+def _layer_free_names(names: Iterable[str]) -> set[str]:
+    return {_layer_free(name) for name in names}
+
+
+def _share_tied(graph: ir.Graph, checkpoint: Checkpoint, decoder: torch.nn.Module) -> None:
+    """Point a tied output projection, absent in the checkpoint, to the input embedding."""
+    tied: Mapping[str, str] = getattr(decoder, "_tied_weights_keys", None) or {}
+    for name, source in dict(tied).items():
+        value, shared = graph.initializers.get(name), graph.initializers.get(source)
+        if value is None or name in checkpoint.tensors or not checkpoint.config_ties():
+            continue
+        if shared is None:
+            value.name = source
+        else:
+            ir.convenience.replace_all_uses_with(value, shared)
+            graph.initializers.pop(name)
