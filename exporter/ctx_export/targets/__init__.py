@@ -1,0 +1,81 @@
+"""Export targets, one module each; a new target is a new module with a `TARGET` and its test."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pkgutil
+from functools import cache
+from typing import TYPE_CHECKING
+
+from ctx_export.core.errors import UserError
+
+if TYPE_CHECKING:
+    from ctx_export.targets.base import Target
+
+_logger = logging.getLogger(__name__)
+AUTO = "auto"
+NONE = "none"  # --engine none is the target onnx
+_ONNX = "onnx"
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Names of all targets, sorted, read from the folder without importing any of them."""
+    stems = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(
+        sorted(s.replace("_", "-") for s in stems if s != "base" and not s.startswith("_"))
+    )
+
+
+@cache
+def targets() -> dict[str, Target]:
+    """Every target by its name."""
+    found: dict[str, Target] = {}
+    for name in names():
+        module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+        target: Target = module.TARGET
+        if target.name != name:
+            raise ValueError(
+                f"{module.__name__}.TARGET is named {target.name!r}, expected {name!r}"
+            )
+        found[name] = target
+    return found
+
+
+def engine_options() -> tuple[str, ...]:
+    """What `--engine` takes."""
+    return (AUTO, NONE, *(name for name, target in targets().items() if target.runtime))
+
+
+def choose(engine: str) -> Target:
+    """The target of an `--engine` option: its own name, `none`, or the best one for `auto`.
+
+    `auto` warns with the reasons where no engine can be built and takes the ONNX graph alone.
+    Raises UserError for an unknown name and for an engine that this machine cannot build.
+    """
+    if engine == NONE:
+        return targets()[_ONNX]
+    if engine == AUTO:
+        return _best()
+    target = targets().get(engine)
+    if target is None or target.runtime is None:
+        raise UserError(
+            f"unknown engine {engine!r}: choose one of {', '.join(engine_options())} with --engine"
+        )
+    reason = target.available()
+    if reason is not None:
+        raise UserError(f"--engine {engine}: {reason}")
+    return target
+
+
+def _best() -> Target:
+    reasons: list[str] = []
+    for target in sorted(targets().values(), key=lambda t: t.preference, reverse=True):
+        reason = target.available()
+        if reason is None:
+            if target.runtime is None:
+                _logger.warning("no engine is built: %s", "; ".join(reasons))
+            return target
+        reasons.append(reason)
+    raise AssertionError("the onnx target is always available")

@@ -1,0 +1,42 @@
+"""What a target is: a name, the runtime it builds for, and a reason where that cannot be done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """Where a TensorRT-like runtime lives in Python and what its engines run on."""
+
+    module: str  # import name with TensorRT's API
+    libraries: str  # package that holds its shared libraries
+    distribution: str  # what pip calls it
+    label: str  # how people call it
+    # Compute capabilities a new engine runs on; asked once it has been built.
+    compute_capabilities: Callable[[], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One thing to export to; a module in `targets/` exports exactly one as `TARGET`.
+
+    `available` returns None, or why this machine cannot build for the target, with the fix.
+    `preference` orders the targets that `--engine auto` tries, highest first.
+    """
+
+    name: str
+    summary: str  # one line for the documentation
+    preference: int
+    runtime: Runtime | None  # None: the ONNX graph is all there is
+    available: Callable[[], str | None]
+
+
+def missing_distribution(runtime: Runtime, extra: str) -> str | None:
+    """Why `runtime` cannot be imported, or None; imports nothing."""
+    from importlib.util import find_spec
+
+    if find_spec(runtime.module) is not None:
+        return None
+    return f"{runtime.label} is not installed: pip install 'ctx-export[{extra}]'"
