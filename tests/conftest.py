@@ -1,0 +1,23 @@
+"""What every test runs under: no network, and gpu tests only where there is a GPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ctx_export.targets._cuda_device import missing_gpu
+
+# Set before transformers or huggingface_hub are imported: tests never ask a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu need one; the reason says what the driver answered."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    reason = missing_gpu() if gpu_items else None
+    if reason is not None:
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason=reason))

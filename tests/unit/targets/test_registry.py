@@ -1,0 +1,143 @@
+"""The registry of targets against the folder, and the rules of `--engine`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import pytest
+
+import ctx_export.targets as registry
+from ctx_export.core.errors import UserError
+from ctx_export.core.recipe import ENGINES
+from ctx_export.targets import _cuda_device, tensorrt, tensorrt_rtx
+
+FOLDER = Path(registry.__file__).parent
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend what is installed: machine({"tensorrt": reason or None, …})."""
+
+    def pretend(reasons: dict[str, str | None]) -> None:
+        real = registry.targets()
+        changed = {
+            name: dataclasses.replace(real[name], available=lambda reason=reason: reason)
+            for name, reason in reasons.items()
+        }
+        monkeypatch.setattr(registry, "targets", lambda: {**real, **changed})
+
+    return pretend
+
+
+def test_names_are_the_files_of_the_folder():
+    files = {p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_")} - {"base"}
+    assert set(registry.names()) == {name.replace("_", "-") for name in files}
+    assert {"onnx", "tensorrt", "tensorrt-rtx"} <= set(registry.names())
+
+
+def test_the_command_offers_every_engine():
+    assert set(ENGINES) == set(registry.engine_options())
+
+
+@pytest.mark.parametrize(
+    ("trt", "rtx", "chosen"),
+    [
+        (None, None, "tensorrt"),
+        ("no GPU", None, "tensorrt-rtx"),
+        (None, "not installed", "tensorrt"),
+    ],
+)
+def test_auto_prefers_tensorrt_then_rtx(machine, caplog, trt, rtx, chosen):
+    machine({"tensorrt": trt, "tensorrt-rtx": rtx})
+    assert registry.choose("auto").name == chosen
+    assert not caplog.records
+
+
+def test_auto_without_any_runtime_takes_the_graph_and_says_why(machine, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("ctx_export"), "propagate", True)
+    machine({"tensorrt": "reason one", "tensorrt-rtx": "reason two"})
+    assert registry.choose("auto").name == "onnx"
+    (record,) = caplog.records
+    assert record.getMessage() == "no engine is built: reason one; reason two"
+
+
+def test_none_is_the_graph_without_a_word(machine, caplog):
+    machine({"tensorrt": None, "tensorrt-rtx": None})
+    assert registry.choose("none").name == "onnx"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [("tensorrt", "tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx", "rtx")],
+)
+def test_engine_asked_for_but_not_installed_names_the_extra(monkeypatch, name, module, extra):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if n == module else real(n, *a)
+    )
+    with pytest.raises(
+        UserError, match=rf"--engine {name}: .*pip install 'ctx-export\[{extra}\]'"
+    ):
+        registry.choose(name)
+
+
+def test_tensorrt_without_gpu_says_so_and_names_the_way_out(monkeypatch):
+    monkeypatch.setattr(tensorrt, "missing_distribution", lambda *_: None)
+    monkeypatch.setattr(tensorrt, "missing_gpu", lambda: "the NVIDIA driver lists no GPU")
+    with pytest.raises(UserError, match="driver lists no GPU.*--engine tensorrt-rtx"):
+        registry.choose("tensorrt")
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino", "", "TensorRT"])
+def test_unknown_engine_lists_the_choices(name):
+    with pytest.raises(UserError, match="choose one of auto, none, tensorrt, tensorrt-rtx"):
+        registry.choose(name)
+
+
+def test_rtx_needs_no_gpu(monkeypatch):
+    monkeypatch.setattr(_cuda_device, "_driver", lambda: None)
+    assert tensorrt_rtx.TARGET.available() is None
+
+
+def test_gpu_detection_without_a_driver_gives_the_reason(monkeypatch):
+    monkeypatch.setattr(_cuda_device, "_driver", lambda: None)
+    assert "libcuda.so.1" in (_cuda_device.missing_gpu() or "")
+    assert _cuda_device.compute_capability() is None
+
+
+class FakeDriver:
+    """The driver API calls that are used, answering for two GPUs of capability 9.0."""
+
+    def __init__(self, status: int = 0, count: int = 2) -> None:
+        self.status, self.count = status, count
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802 - the driver's name
+        return self.status
+
+    def cuDeviceGetCount(self, pointer) -> int:  # noqa: N802
+        pointer._obj.value = self.count
+        return 0
+
+    def cuDeviceGetAttribute(self, pointer, attribute: int, device: int) -> int:  # noqa: N802
+        pointer._obj.value = {75: 9, 76: 0}[attribute]
+        return 0
+
+
+def test_compute_capability_is_the_drivers(monkeypatch):
+    monkeypatch.setattr(_cuda_device, "_driver", FakeDriver)
+    assert _cuda_device.missing_gpu() is None
+    assert _cuda_device.compute_capability() == "9.0"
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"), [(FakeDriver(100), "cuInit returns 100"), (FakeDriver(0, 0), "no GPU")]
+)
+def test_a_driver_without_gpu_gives_its_answer(monkeypatch, driver, reason):
+    monkeypatch.setattr(_cuda_device, "_driver", lambda: driver)
+    assert reason in (_cuda_device.missing_gpu() or "")
+    assert _cuda_device.compute_capability() is None
