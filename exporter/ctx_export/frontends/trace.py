@@ -109,7 +109,8 @@ def _export(decoder: torch.nn.Module) -> ir.Model:
 
     names = ("input_ids", "position_ids")
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
-    example = torch.zeros(2, 5, dtype=torch.int64, device="meta")
+    # One tensor per input: torch.export would take two uses of one tensor for one input.
+    examples = {name: torch.zeros(2, 5, dtype=torch.int64, device="meta") for name in names}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -117,7 +118,7 @@ def _export(decoder: torch.nn.Module) -> ir.Model:
             program = torch.onnx.export(
                 Traced(),
                 (),
-                kwargs=dict.fromkeys(names, example),
+                kwargs=examples,
                 dynamo=True,
                 opset_version=OPSET,
                 optimize=False,  # constant folding would read weights that are not there
