@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import pkgutil
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from ctx_export.core.errors import UserError
 if TYPE_CHECKING:
     from ctx_export.targets.base import Target
 
-_logger = logging.getLogger(__name__)
 AUTO = "auto"
 NONE = "none"  # --engine none is the target onnx
 _ONNX = "onnx"
@@ -51,7 +50,7 @@ def engine_options() -> tuple[str, ...]:
 def choose(engine: str) -> Target:
     """The target of an `--engine` option: its own name, `none`, or the best one for `auto`.
 
-    `auto` warns with the reasons where no engine can be built and takes the ONNX graph alone.
+    Where `auto` can build no engine it takes the ONNX graph alone, with a note that says why.
     Raises UserError for an unknown name and for an engine that this machine cannot build.
     """
     if engine == NONE:
@@ -75,7 +74,7 @@ def _best() -> Target:
         reason = target.available()
         if reason is None:
             if target.runtime is None:
-                _logger.warning("no engine is built: %s", "; ".join(reasons))
+                return replace(target, note=f"no engine was built: {'; '.join(reasons)}")
             return target
         reasons.append(reason)
     raise AssertionError("the onnx target is always available")

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ctx_export.core.manifest import Manifest
+    from ctx_export.core.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +37,20 @@ class Target:
     preference: int
     runtime: Runtime | None  # None: the ONNX graph is all there is
     available: Callable[[], str | None]
+    note: str = ""  # why this target was taken, where that is worth a line
+
+    def build(
+        self, manifest: Manifest, package: Path, progress: Progress
+    ) -> tuple[Manifest, list[str]]:
+        """Add what this target needs beside `package`/model.onnx.
+
+        Returns the manifest with its `engine` and `plugins`, and lines that say what was built.
+        """
+        if self.runtime is None:
+            return manifest, [self.note] if self.note else []
+        from ctx_export.build.engine_package import add_engine
+
+        return add_engine(self.name, manifest, package, progress)
 
 
 def missing_distribution(runtime: Runtime, extra: str) -> str | None:

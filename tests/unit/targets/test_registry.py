@@ -9,10 +9,26 @@ import pytest
 
 import ctx_export.targets as registry
 from ctx_export.core.errors import UserError
+from ctx_export.core.manifest import CacheInfo, Manifest
+from ctx_export.core.progress import SilentProgress
 from ctx_export.core.recipe import ENGINES
 from ctx_export.targets import _cuda_device, tensorrt, tensorrt_rtx
 
 FOLDER = Path(registry.__file__).parent
+MANIFEST = Manifest(
+    model={},
+    method="none",
+    scaling={},
+    factor=1.0,
+    max_context=8,
+    max_batch=1,
+    max_chunk=4,
+    cache=CacheInfo(policy="full", sinks=0, window=0, capacity=8, keys="rotated"),
+    precision="fp32",
+    io=(),
+    weights={},
+    generator={},
+)
 
 
 @pytest.fixture
@@ -40,14 +56,6 @@ def test_the_command_offers_every_engine():
     assert set(ENGINES) == set(registry.engine_options())
 
 
-@pytest.fixture
-def said(monkeypatch):
-    """The warnings given, formatted."""
-    lines: list[str] = []
-    monkeypatch.setattr(registry._logger, "warning", lambda text, *a: lines.append(text % a))
-    return lines
-
-
 @pytest.mark.parametrize(
     ("trt", "rtx", "chosen"),
     [
@@ -56,22 +64,25 @@ def said(monkeypatch):
         (None, "not installed", "tensorrt"),
     ],
 )
-def test_auto_prefers_tensorrt_then_rtx(machine, said, trt, rtx, chosen):
+def test_auto_prefers_tensorrt_then_rtx(machine, trt, rtx, chosen):
     machine({"tensorrt": trt, "tensorrt-rtx": rtx})
-    assert registry.choose("auto").name == chosen
-    assert not said
+    target = registry.choose("auto")
+    assert (target.name, target.note) == (chosen, "")
 
 
-def test_auto_without_any_runtime_takes_the_graph_and_says_why(machine, said):
+def test_auto_without_any_runtime_takes_the_graph_and_says_why(machine):
     machine({"tensorrt": "reason one", "tensorrt-rtx": "reason two"})
-    assert registry.choose("auto").name == "onnx"
-    assert said == ["no engine is built: reason one; reason two"]
+    target = registry.choose("auto")
+    assert target.name == "onnx"
+    _, lines = target.build(MANIFEST, Path("unused"), SilentProgress())
+    assert lines == ["no engine was built: reason one; reason two"]
 
 
-def test_none_is_the_graph_without_a_word(machine, said):
+def test_none_is_the_graph_without_a_word(machine):
     machine({"tensorrt": None, "tensorrt-rtx": None})
-    assert registry.choose("none").name == "onnx"
-    assert not said
+    target = registry.choose("none")
+    assert target.name == "onnx"
+    assert target.build(MANIFEST, Path("unused"), SilentProgress()) == (MANIFEST, [])
 
 
 @pytest.mark.parametrize(
