@@ -22,7 +22,9 @@ DTYPES = {np.float32: ir.DataType.FLOAT, np.float16: ir.DataType.FLOAT16}
 def run(function: ir.Function, feeds: dict[str, np.ndarray], attributes: dict[str, Any]) -> list:
     """One call of `function` through onnxruntime with its graph optimisation off."""
     inputs = [
-        ir.Value(name=name, type=ir.TensorType(ir.tensor(value).dtype), shape=ir.Shape(value.shape))
+        ir.Value(
+            name=name, type=ir.TensorType(ir.tensor(value).dtype), shape=ir.Shape(value.shape)
+        )
         for name, value in feeds.items()
     ]
     node = ir.node(
@@ -35,7 +37,9 @@ def run(function: ir.Function, feeds: dict[str, np.ndarray], attributes: dict[st
     for value, source in zip(node.outputs, function.outputs, strict=True):
         value.name = f"out_{source.name or id(source)}"
         value.type = inputs[0].type
-    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": 23, DOMAIN: 1}, name="g")
+    graph = ir.Graph(
+        inputs, node.outputs, nodes=[node], opset_imports={"": 23, DOMAIN: 1}, name="g"
+    )
     model = ir.Model(graph, ir_version=10, functions=[function])
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -112,9 +116,7 @@ def body_outputs(case: AttentionCase, optional: tuple[str, ...]) -> list[np.ndar
         "interleaved": 0,
         "optional_inputs": ",".join(optional),
     }
-    variant = AttentionVariant(
-        optional=optional, bounded=case.bounded, softcap=case.softcap != 0
-    )
+    variant = AttentionVariant(optional=optional, bounded=case.bounded, softcap=case.softcap != 0)
     feeds = {name: getattr(case, name) for name in SPEC.inputs + optional}
     return run(sink_window_attention(variant), feeds, attributes)
 

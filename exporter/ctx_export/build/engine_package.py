@@ -1,4 +1,4 @@
-"""A package's engine: build it beside model.onnx and enter it, with its plugins, in the manifest."""
+"""A package's engine: built beside model.onnx, entered with its plugins in the manifest."""
 
 from __future__ import annotations
 

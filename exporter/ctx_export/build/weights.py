@@ -1,4 +1,4 @@
-"""Weights of a package: referenced in the checkpoint's shards, or converted one tensor at a time."""
+"""Weights of a package: referenced in the checkpoint's shards, or converted tensor by tensor."""
 
 from __future__ import annotations
 
@@ -116,6 +116,6 @@ def _convert_tensor(name: str, location: TensorLocation, target: np.dtype[Any], 
                 converted = piece.astype(np.float32).astype(target)
             if target == np.float16 and np.isinf(converted[np.isfinite(piece)]).any():
                 raise UserError(
-                    f"tensor {name} has values beyond float16's 65504: use --precision bf16 or fp32"
+                    f"tensor {name} has values beyond float16's 65504: use --precision bf16"
                 )
             out.write(converted.tobytes())

@@ -1,10 +1,10 @@
-"""`manifest.json`: all that a runtime may know about a package. Python and C++ read the same file."""
+"""`manifest.json`: all that a runtime, in Python or C++, may know about a package."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 

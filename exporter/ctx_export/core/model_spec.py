@@ -34,7 +34,9 @@ class ModelSpec:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.heads % self.kv_heads:
-            raise UserError(f"{self.heads} query heads do not divide over {self.kv_heads} KV heads")
+            raise UserError(
+                f"{self.heads} query heads do not divide over {self.kv_heads} KV heads"
+            )
 
     @property
     def original_context(self) -> int:

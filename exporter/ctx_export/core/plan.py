@@ -51,7 +51,8 @@ class Plan:
             "model": f"{self.spec.family}, {self.spec.layers} layers, {self.spec.heads} heads on "
             f"{self.spec.kv_heads}, head dimension {self.spec.head_dim}",
             "method": f"{self.method}, factor {self.factor:g}, theta {self.theta:g}",
-            "parameters": ", ".join(f"{k} {_short(v)}" for k, v in self.parameters.items()) or "none",
+            "parameters": ", ".join(f"{k} {_short(v)}" for k, v in self.parameters.items())
+            or "none",
             "table": f"{len(table.inv_freq)} frequencies, {table.inv_freq.max():.6g} to "
             f"{table.inv_freq.min():.6g} rad/token, multiplier {table.multiplier:.6g}"
             + "".join(f", {k} {_short(v)}" for k, v in table.details.items()),
@@ -99,8 +100,8 @@ def make_plan(spec: ModelSpec, recipe: Recipe) -> Plan:
     """Decide everything about `recipe` on a model; raises UserError for what cannot work."""
     if recipe.sinks or recipe.window:
         raise UserError(
-            f"sinks {recipe.sinks} and window {recipe.window}: bounded caches are not available in "
-            "this version; leave --sinks and --window out"
+            f"sinks {recipe.sinks} and window {recipe.window}: bounded caches are not available "
+            "in this version; leave --sinks and --window out"
         )
     method = recipe.method or spec.rope.method
     own = method == spec.rope.method

@@ -16,7 +16,9 @@ def parse_size(text: str | int, *, what: str = "size") -> int:
         value = float(match[1]) * _UNITS[match[2]]
         if value >= 1 and value == int(value):
             return int(value)
-    raise UserError(f"{what} {text!r} is not a size: write a number of tokens such as 131072 or 128k")
+    raise UserError(
+        f"{what} {text!r} is not a size: write a number of tokens such as 131072 or 128k"
+    )
 
 
 def format_size(tokens: int) -> str:

@@ -104,7 +104,7 @@ def _stored_precision(config: Mapping[str, Any], tensors: Mapping[str, TensorLoc
 
 
 def model_spec(config: Mapping[str, Any], precision: str) -> ModelSpec:
-    """`ModelSpec` of a config.json; raises UserError naming the key that is missing or unusable."""
+    """`ModelSpec` of a config.json; raises UserError naming a key that is missing or unusable."""
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     layers = _count(config, "num_hidden_layers")

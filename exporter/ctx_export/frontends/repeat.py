@@ -15,7 +15,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"  # PyTorch's record of the module path of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Nodes of one traced layer in graph order, the hidden state they take and the one they give."""
+    """Nodes of one traced layer in graph order, the hidden state they take and that they give."""
 
     kind: int
     nodes: tuple[ir.Node, ...]
@@ -70,7 +70,8 @@ def _block(graph: ir.Graph, prefix: str, kind: int) -> Block:
         value
         for node in nodes
         for value in node.outputs
-        if value.is_graph_output() or any(use.node.outputs[0] not in inside for use in value.uses())
+        if value.is_graph_output()
+        or any(use.node.outputs[0] not in inside for use in value.uses())
     ]
     if len(taken) != 1 or len(given) != 1:
         raise UserError(
@@ -130,7 +131,9 @@ def _copy(
             shape=value.shape,
         )
         copy.const_value = value.const_value
-        graph.register_initializer(copy) if copy.const_value is not None else _register(graph, copy)
+        graph.register_initializer(copy) if copy.const_value is not None else _register(
+            graph, copy
+        )
         mapping[value] = copy
     nodes = []
     for node in block.nodes:

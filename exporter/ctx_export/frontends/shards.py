@@ -18,7 +18,17 @@ from ctx_export.core.errors import UserError
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _MAX_HEADER = 100 << 20  # the format's own limit, bytes
-ELEMENT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1, "BOOL": 1}
+ELEMENT_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "U8": 1,
+    "I8": 1,
+    "BOOL": 1,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +63,9 @@ def _read_indexed(directory: Path, index: Path) -> dict[str, TensorLocation]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is not a valid shard index: {error}; download it again") from None
+        raise UserError(
+            f"{index} is not a valid shard index: {error}; download it again"
+        ) from None
     headers: dict[str, dict[str, TensorLocation]] = {}
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
@@ -107,5 +119,6 @@ def _location(path: Path, name: str, entry: Any, data: int) -> TensorLocation:
 
 def _truncated(path: Path, size: int, needed: int) -> UserError:
     return UserError(
-        f"shard {path} is truncated: {size} bytes where its header needs {needed}; download it again"
+        f"shard {path} is truncated: {size} bytes where its header needs {needed}; "
+        "download it again"
     )

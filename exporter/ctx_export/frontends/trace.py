@@ -74,7 +74,7 @@ def _meta_decoder(checkpoint: Checkpoint, precision: str, kinds: Sequence[str]) 
         config._attn_implementation = "sdpa"
         config.use_cache = False
         with torch.device("meta"):
-            decoder = AutoModelForCausalLM.from_config(
+            decoder: torch.nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, dtype=getattr(torch, _TORCH_NAMES[precision]), trust_remote_code=False
             )
     except (ValueError, KeyError, ImportError, TypeError) as error:
@@ -143,7 +143,7 @@ def simplify(model: ir.Model) -> None:
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         if name.startswith(_WRAPPER_PREFIX) and tensor is not None:
-            value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape)
+            value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape.numpy())
             value.const_value = None
     # Weights without data are meant; the optimizer warns about each of them.
     logging.getLogger("onnx_ir.passes.common.initializer_deduplication").setLevel(logging.ERROR)
@@ -159,7 +159,7 @@ def _layers_prefix(decoder: torch.nn.Module, kinds: int) -> str:
 
     for name, module in decoder.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == kinds:
-            return name
+            return str(name)
     raise UserError(
         f"{type(decoder).__name__} has no list of {kinds} decoder layer(s): it cannot be traced "
         "layer by layer"
@@ -184,7 +184,7 @@ def _match_weights(
                 f"{checkpoint.directory} has no tensor {name}: the checkpoint is incomplete, or "
                 f"its config.json (model_type {checkpoint.spec.family}) is another model's"
             )
-        expected = tuple(int(n) for n in value.shape or ())
+        expected = tuple(value.shape.numpy()) if value.shape is not None else ()
         if location.shape != expected:
             raise UserError(
                 f"tensor {name} has shape {list(location.shape)} where config.json makes it "

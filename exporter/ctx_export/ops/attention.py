@@ -1,8 +1,7 @@
 """Function body of SinkWindowAttention: write the new rows, then attend over what was written.
 
-Reads go through `present` only, so that data flow alone orders them after the write when a runtime
-lets present share memory with past. The values that depend on `seen` and `new` alone come out equal
-in every layer, so a runtime that merges common subexpressions computes masks and slots once a call.
+Reads go through `present` only, so that data flow alone orders them after the write when a
+runtime lets present share memory with past.
 """
 
 from __future__ import annotations
@@ -31,7 +30,9 @@ class AttentionVariant:
     def __post_init__(self) -> None:
         known = SINK_WINDOW_ATTENTION.optional
         if list(self.optional) != [name for name in known if name in self.optional]:
-            raise ValueError(f"optional inputs {self.optional} are not an ordered subset of {known}")
+            raise ValueError(
+                f"optional inputs {self.optional} are not an ordered subset of {known}"
+            )
 
 
 def sink_window_attention(variant: AttentionVariant) -> ir.Function:
@@ -54,9 +55,7 @@ class _Attention:
         present_value = self._write(self.values["past_value"], self.values["v"])
         y = self._attend(self._used(present_key), self._used(present_value))
         spec = SINK_WINDOW_ATTENTION
-        return body.function(
-            spec.name, DOMAIN, [y, present_key, present_value], spec.attributes
-        )
+        return body.function(spec.name, DOMAIN, [y, present_key, present_value], spec.attributes)
 
     def _positions(self) -> None:
         """Token of every row [B,S], which rows are tokens, and the slots in use."""
@@ -79,8 +78,8 @@ class _Attention:
         self.written = body.op("And", self.is_token, fits)
 
     def _slots(self) -> ir.Value:
-        """Slot of every row [B,S]. Rows that are no tokens land on slots no token of this call has:
-        S consecutive tokens have S different slots while S ≤ C - sinks."""
+        """Slot of every row [B,S]. Rows that are no tokens land on slots no token of this call
+        has: S consecutive tokens have S different slots while S ≤ C - sinks."""
         body = self.body
         ring = body.op("Max", body.op("Sub", self.capacity, self.sinks), body.constant(1))
         past_sinks = body.op("Sub", self.token, self.sinks)
@@ -118,7 +117,7 @@ class _Attention:
         return body.op("Slice", present, body.constant([0]), end, body.constant([2]))
 
     def _slot_tokens(self) -> ir.Value:
-        """Newest token of every used slot, [1|B,U]; -1 or past the sequence's end where it is empty."""
+        """Newest token of every used slot, [1|B,U]; -1 or past the end where it is empty."""
         body = self.body
         slot = body.op("Range", body.constant(0), self.used, body.constant(1))
         slot = body.op("Unsqueeze", slot, body.constant([0]))
@@ -127,11 +126,15 @@ class _Attention:
         full = body.op("Equal", body.attribute("bounded"), body.constant(0))
         ring = body.op("Max", body.op("Sub", self.capacity, self.sinks), body.constant(1))
         ring = body.op("Where", full, body.constant(_FAR), ring)
-        last = body.op("Sub", body.op("Unsqueeze", self.total, body.constant([1])), body.constant(1))
+        last = body.op(
+            "Sub", body.op("Unsqueeze", self.total, body.constant([1])), body.constant(1)
+        )
         behind = body.op("Sub", last, slot)
         # Floor division: the remainder takes the divisor's sign in ONNX's integer Mod.
         lap = body.op("Sub", behind, body.op("Mod", behind, ring))
-        newest = body.op("Where", body.op("Less", slot, self.sinks), slot, body.op("Add", slot, lap))
+        newest = body.op(
+            "Where", body.op("Less", slot, self.sinks), slot, body.op("Add", slot, lap)
+        )
         empty = body.op("Less", behind, body.constant(0))
         return body.op("Where", empty, body.constant(-1), newest)
 
@@ -227,7 +230,9 @@ class _Attention:
         column = body.op("Concat", leading, body.constant([1]), axis=0)
         joined = body.op("Concat", logits, body.op("Expand", sink, column), axis=4)
         weights = body.op("Softmax", joined, axis=-1)
-        return body.op("Slice", weights, body.constant([0]), body.constant([-1]), body.constant([4]))
+        return body.op(
+            "Slice", weights, body.constant([0]), body.constant([-1]), body.constant([4])
+        )
 
     def _padded(self, y: ir.Value) -> ir.Value:
         """0 for rows that are no tokens, NaN for tokens past the last slot of a full cache."""

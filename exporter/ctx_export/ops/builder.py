@@ -1,4 +1,4 @@
-"""A thin tape for writing function bodies: operators by name, constants and attribute references."""
+"""A thin tape for function bodies: operators by name, constants and attribute references."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 OPSET = 23
 FLOAT, DOUBLE, INT64 = 1, 11, 7  # onnx.TensorProto data types
@@ -34,7 +35,7 @@ class BodyBuilder:
 
     def constant(self, value: Any, dtype: type = np.int64) -> ir.Value:
         """A Constant node holding `value`, one per distinct value."""
-        array = np.asarray(value, dtype)
+        array: NDArray[Any] = np.asarray(value, dtype)
         key = (array.dtype.str, array.tobytes(), array.shape)
         if key not in self._constants:
             self._constants[key] = self.op("Constant", value=ir.tensor(array))
@@ -63,6 +64,10 @@ class BodyBuilder:
             opset_imports={"": OPSET},
             name=name,
         )
-        kinds = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.AttributeType.STRING}
+        kinds = {
+            int: ir.AttributeType.INT,
+            float: ir.AttributeType.FLOAT,
+            str: ir.AttributeType.STRING,
+        }
         declared = [ir.Attr(key, kinds[kind], None) for key, kind in attributes.items()]
         return ir.Function(domain, name, graph=graph, attributes=declared)

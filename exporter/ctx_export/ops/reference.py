@@ -114,7 +114,13 @@ def sink_window_attention(case: AttentionCase) -> tuple[Array, Array, Array]:
             for head in range(query_heads):
                 kv_head = head // (query_heads // kv_heads)
                 y[b, head, row] = _attend(
-                    case, b, head, row, seen_pairs, present_key[b, kv_head], present_value[b, kv_head]
+                    case,
+                    b,
+                    head,
+                    row,
+                    seen_pairs,
+                    present_key[b, kv_head],
+                    present_value[b, kv_head],
                 )
     return y, present_key, present_value
 

@@ -13,7 +13,9 @@ def scaled_rotary_embedding() -> ir.Function:
     spec = SCALED_ROTARY_EMBEDDING
     body = BodyBuilder(spec.inputs)
     y = rotated(body, **body.inputs)
-    return body.function(spec.name, DOMAIN, [body.op("CastLike", y, body.inputs["x"])], spec.attributes)
+    return body.function(
+        spec.name, DOMAIN, [body.op("CastLike", y, body.inputs["x"])], spec.attributes
+    )
 
 
 def rotated(
@@ -25,8 +27,8 @@ def rotated(
 ) -> ir.Value:
     """`x` [B,H,S,D] rotated at `positions` [B,S], as float32.
 
-    Angles are position × inv_freq in float64, below 1e-6 rad of error to position 2^33; the cosines
-    are rounded to float32 only after the multiplier.
+    Angles are position × inv_freq in float64, below 1e-6 rad of error to position 2^33; the
+    cosines are rounded to float32 only after the multiplier.
     """
     rows = body.op("Unsqueeze", body.cast(positions, DOUBLE), body.constant([2]))
     table = body.op("Unsqueeze", body.cast(inv_freq, DOUBLE), body.constant([1]))

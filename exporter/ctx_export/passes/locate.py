@@ -50,9 +50,7 @@ def _site(node: ir.Node, layer: int) -> Site:
 
 
 def _unmatched(layer: int, miss: Miss) -> UserError:
-    return UserError(
-        f"layer {layer} has no rotary position encoding that can be scaled: {miss}"
-    )
+    return UserError(f"layer {layer} has no rotary position encoding that can be scaled: {miss}")
 
 
 def _check(site: Site, spec: ModelSpec) -> None:

@@ -1,4 +1,4 @@
-"""Stage 5: replace every site by `ctx` nodes and give the graph the package's inputs and outputs."""
+"""Stage 5: replace every site by `ctx` nodes and give the graph the package's interface."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def _check_rotation(sites: Sequence[Site], plan: Plan) -> None:
     for site in sites:
         if planned != site.query.rotary_dim and planned != plan.spec.head_dim:
             raise UserError(
-                f"layer {site.layer} rotates {site.query.rotary_dim} dims, the {plan.method} table "
-                f"{planned}: check partial_rotary_factor in config.json"
+                f"layer {site.layer} rotates {site.query.rotary_dim} dims, the {plan.method} "
+                f"table {planned}: check partial_rotary_factor in config.json"
             )
 
 
@@ -97,7 +97,9 @@ def _shared_inputs(
     shared = {"positions": positions}
     for name, array in tables.items():
         tensor = ir.tensor(array, name=f"rope.{name}")
-        value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+        value = ir.Value(
+            name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape)
+        )
         value.const_value = tensor
         graph.register_initializer(value)
         shared[name] = value
@@ -105,7 +107,11 @@ def _shared_inputs(
 
 
 def _replace_site(
-    graph: ir.Graph, site: Site, plan: Plan, values: dict[str, ir.Value], shared: dict[str, ir.Value]
+    graph: ir.Graph,
+    site: Site,
+    plan: Plan,
+    values: dict[str, ir.Value],
+    shared: dict[str, ir.Value],
 ) -> None:
     """Insert two rotations and one attention before the old attention, and take over its uses."""
     layer = site.layer

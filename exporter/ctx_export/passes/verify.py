@@ -1,4 +1,4 @@
-"""After the rewrite: no old site is left, the interface is the plan's and the model still checks."""
+"""After the rewrite: no old site is left and the interface is the plan's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A standard Attention node with its key-value heads found before their expansion to query heads."""
+"""A standard Attention node, its key-value heads before their expansion to query heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotary embedding as plain operators: x·cos + rotate_half(x)·sin, whole or on the leading dims."""
+"""Rotary embedding as plain operators: x·cos + rotate_half(x)·sin, on all or the leading dims."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def match_rotary(value: ir.Value) -> RotaryMatch | Miss:
 
 
 def _match_partial(joined: ir.Node) -> RotaryMatch | Miss:
-    """Concat(rotated leading dims, untouched tail) of one tensor, as partial rotation comes out."""
+    """Concat(rotated leading dims, untouched tail) of one tensor: partial rotation."""
     rotated, tail = joined.inputs
     assert rotated is not None and tail is not None
     inner = _match_rotation(rotated)
@@ -44,7 +44,11 @@ def _match_partial(joined: ir.Node) -> RotaryMatch | Miss:
     source = head_slice.inputs[0]
     if source is None or source is not tail_slice.inputs[0]:
         return _miss(joined, 5, "the rotated and the untouched part come from different tensors")
-    bounds = (scalar(head_slice.inputs[1]), scalar(head_slice.inputs[2]), scalar(tail_slice.inputs[1]))
+    bounds = (
+        scalar(head_slice.inputs[1]),
+        scalar(head_slice.inputs[2]),
+        scalar(tail_slice.inputs[1]),
+    )
     if bounds != (0, inner.rotary_dim, inner.rotary_dim):
         return _miss(joined, 6, f"slice bounds {bounds} do not split at {inner.rotary_dim}")
     return RotaryMatch(source=source, rotary_dim=inner.rotary_dim, interleaved=False)
@@ -53,8 +57,8 @@ def _match_partial(joined: ir.Node) -> RotaryMatch | Miss:
 def _match_rotation(value: ir.Value) -> RotaryMatch | Miss:
     total = producer(value, "Add")
     if total is None:
-        return _miss_at(value, 0, f"expected Add(x·cos, rotate_half(x)·sin), found {describe(value)}")
-    found: RotaryMatch | Miss = _miss(total, 1, "neither term is a product with a cosine")
+        return _miss_at(value, 0, f"expected x·cos + rotate_half(x)·sin, found {describe(value)}")
+    found: Miss = _miss(total, 1, "neither term is a product with a cosine")
     for straight, turned in (total.inputs, reversed(total.inputs)):
         attempt = _match_terms(total, straight, turned)
         if isinstance(attempt, RotaryMatch):
