@@ -57,8 +57,7 @@ def _scopes(node: ir.Node) -> list[str]:
 
 
 def _block(graph: ir.Graph, prefix: str, kind: int) -> Block:
-    scope = f"model.{prefix}.{kind}"
-    nodes = tuple(node for node in graph if scope in _scopes(node))
+    nodes = _own_nodes(graph, prefix, kind)
     inside = {value for node in nodes for value in node.outputs}
     taken = {
         value: None
@@ -66,19 +65,35 @@ def _block(graph: ir.Graph, prefix: str, kind: int) -> Block:
         for value in node.inputs
         if value is not None and value not in inside and _is_hidden(value)
     }
-    given = [
-        value
-        for node in nodes
-        for value in node.outputs
-        if value.is_graph_output()
-        or any(use.node.outputs[0] not in inside for use in value.uses())
-    ]
+    given = [value for node in nodes for value in node.outputs if _leaves(value, inside)]
     if len(taken) != 1 or len(given) != 1:
         raise UserError(
             f"traced layer {prefix}.{kind} takes {[v.name for v in taken]} and gives "
             f"{[v.name for v in given]}: exactly one hidden state each is supported"
         )
     return Block(kind=kind, nodes=nodes, hidden_in=next(iter(taken)), hidden_out=given[0])
+
+
+def _own_nodes(graph: ir.Graph, prefix: str, kind: int) -> tuple[ir.Node, ...]:
+    """Nodes that differ from layer to layer: those of the layer's module that depend on tokens or
+    on its weights. Shapes, masks and cosines traced inside a layer are shared by all layers."""
+    scope, weights = f"model.{prefix}.{kind}", f"{prefix}.{kind}."
+    own: set[ir.Node] = set()
+    for node in graph:
+        scopes = _scopes(node)
+        sources = [value for value in node.inputs if value is not None]
+        from_own = any(value.producer() in own for value in sources)
+        weighed = any(str(value.name).startswith(weights) for value in sources)
+        in_scope = scope in scopes and (weighed or any(map(_is_hidden, sources)))
+        # A node that the optimizer made has no scope: it belongs where its inputs do.
+        if in_scope or (from_own and (scope in scopes or not scopes)):
+            own.add(node)
+    return tuple(node for node in graph if node in own)
+
+
+def _leaves(value: ir.Value, inside: set[ir.Value]) -> bool:
+    users = (use.node.outputs[0] for use in value.uses())
+    return value.is_graph_output() or any(user not in inside for user in users)
 
 
 def _is_hidden(value: ir.Value) -> bool:
