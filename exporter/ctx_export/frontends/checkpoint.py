@@ -14,6 +14,17 @@ from ctx_export.core.rope_settings import read_rope_settings
 from ctx_export.frontends.shards import TensorLocation, read_shards
 
 _PRECISION_OF = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+# Older families' spellings of the keys that every decoder has.
+_SPELLINGS = {
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_embd": "hidden_size",
+    "d_model": "hidden_size",
+    "n_positions": "max_position_embeddings",
+    "max_seq_len": "max_position_embeddings",
+}
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")
 
 
@@ -85,7 +96,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object")
-    return config
+    return {**{_SPELLINGS.get(key, key): value for key, value in config.items()}, **config}
 
 
 def _stored_precision(config: Mapping[str, Any], tensors: Mapping[str, TensorLocation]) -> str:
