@@ -68,8 +68,7 @@ def plugin_library() -> Path:
     path = Path(__file__).resolve().parents[1] / "lib" / LIBRARY_NAME
     if not path.is_file():
         raise UserError(
-            f"the plugin library {path} has not been built: run make setup in the checkout, "
-            "or export with --engine none"
+            f"the plugin library {path} has not been built: run make setup in the checkout"
         )
     return path
 

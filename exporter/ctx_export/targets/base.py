@@ -53,10 +53,20 @@ class Target:
         return add_engine(self.name, manifest, package, progress)
 
 
-def missing_distribution(runtime: Runtime, extra: str) -> str | None:
-    """Why `runtime` cannot be imported, or None; imports nothing."""
+def missing_parts(runtime: Runtime, extra: str) -> str | None:
+    """Why no engine can be built for `runtime`, or None; imports nothing of the runtime's.
+
+    `extra` is the extra of this distribution that installs the runtime.
+    """
     from importlib.util import find_spec
 
-    if find_spec(runtime.module) is not None:
-        return None
-    return f"{runtime.label} is not installed: pip install 'ctx-export[{extra}]'"
+    from ctx_export.build.engine import plugin_library
+    from ctx_export.core.errors import UserError
+
+    if find_spec(runtime.module) is None:
+        return f"{runtime.label} is not installed: pip install 'ctx-export[{extra}]'"
+    try:
+        plugin_library()
+    except UserError as error:
+        return str(error)
+    return None

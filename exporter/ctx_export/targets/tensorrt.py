@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ctx_export.targets._cuda_device import compute_capability, missing_gpu
-from ctx_export.targets.base import Runtime, Target, missing_distribution
+from ctx_export.targets.base import Runtime, Target, missing_parts
 
 
 def _available() -> str | None:
-    missing = missing_distribution(_RUNTIME, "tensorrt")
+    missing = missing_parts(_RUNTIME, "tensorrt")
     if missing is not None:
         return missing
     no_gpu = missing_gpu()

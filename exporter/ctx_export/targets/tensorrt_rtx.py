@@ -6,7 +6,7 @@ and Blackwell, and kernels are compiled for the GPU at hand when the engine is f
 
 from __future__ import annotations
 
-from ctx_export.targets.base import Runtime, Target, missing_distribution
+from ctx_export.targets.base import Runtime, Target, missing_parts
 
 _RUNTIME = Runtime(
     module="tensorrt_rtx",
@@ -21,5 +21,5 @@ TARGET = Target(
     summary="TensorRT-RTX engine, built on any machine",
     preference=1,
     runtime=_RUNTIME,
-    available=lambda: missing_distribution(_RUNTIME, "rtx"),
+    available=lambda: missing_parts(_RUNTIME, "rtx"),
 )

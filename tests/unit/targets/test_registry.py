@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import ctx_export.targets as registry
+from ctx_export.build import engine
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import CacheInfo, Manifest
 from ctx_export.core.progress import SilentProgress
@@ -103,7 +104,7 @@ def test_engine_asked_for_but_not_installed_names_the_extra(monkeypatch, name, m
 
 
 def test_tensorrt_without_gpu_says_so_and_names_the_way_out(monkeypatch):
-    monkeypatch.setattr(tensorrt, "missing_distribution", lambda *_: None)
+    monkeypatch.setattr(tensorrt, "missing_parts", lambda *_: None)
     monkeypatch.setattr(tensorrt, "missing_gpu", lambda: "the NVIDIA driver lists no GPU")
     with pytest.raises(UserError, match=r"driver lists no GPU.*--engine tensorrt-rtx"):
         registry.choose("tensorrt")
@@ -115,9 +116,22 @@ def test_unknown_engine_lists_the_choices(name):
         registry.choose(name)
 
 
-def test_rtx_needs_no_gpu(monkeypatch):
+@pytest.fixture
+def library(monkeypatch, tmp_path):
+    """A plugin library's path, where the package is told to look; the file is not made yet."""
+    path = tmp_path / "package" / "lib" / engine.LIBRARY_NAME
+    path.parent.mkdir(parents=True)
+    monkeypatch.setattr(engine, "__file__", str(tmp_path / "package" / "build" / "engine.py"))
+    return path
+
+
+def test_rtx_needs_the_library_and_no_gpu(monkeypatch, library):
     monkeypatch.setattr(_cuda_device, "_driver", lambda: None)
-    assert tensorrt_rtx.TARGET.available() is None
+    with pytest.raises(UserError, match=r"plugin library .* has not been built: run make setup"):
+        registry.choose("tensorrt-rtx")
+    library.touch()
+    assert registry.choose("tensorrt-rtx") is tensorrt_rtx.TARGET
+    assert engine.plugin_library() == library
 
 
 def test_gpu_detection_without_a_driver_gives_the_reason(monkeypatch):
