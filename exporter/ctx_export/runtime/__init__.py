@@ -1,0 +1,1 @@
+"""Running a package: sessions and the runtimes beneath them."""

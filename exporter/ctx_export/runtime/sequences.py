@@ -1,0 +1,137 @@
+"""Bookkeeping of a batch of sequences: lengths, limits, and how far back each one can be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ctx_export.core.manifest import CacheInfo
+from ctx_export.runtime.backend import Ints
+from ctx_export.runtime.contract import BOUNDED
+from ctx_export.runtime.errors import ContextLimitError, SessionStateError
+
+_FIRST_CAPACITY = 256  # slots
+_GROWTH = 1.25  # copies stay a small part of what attention reads, waste at most a quarter
+
+
+class Sequences:
+    """Lengths of the sequences of a session.
+
+    `seen[b]` tokens are in sequence b. `peak[b]` is the most it ever had since its reset: what a
+    ring's slots were overwritten with, which is what limits taking tokens back.
+    """
+
+    def __init__(self, batch: int, cache: CacheInfo) -> None:
+        self.seen: Ints = np.zeros(batch, np.int64)
+        self._peak: Ints = np.zeros(batch, np.int64)
+        self._cache = cache
+        self._lost: set[int] = set()
+
+    def check_feed(self, lengths: Ints) -> None:
+        """Raise before anything is written where `lengths` [B] more tokens cannot be taken."""
+        self.check_usable([row for row, count in enumerate(lengths) if count])
+        if self._cache.policy == BOUNDED:
+            return
+        for row, total in enumerate(self.seen + lengths):
+            if total > self._cache.capacity:
+                raise ContextLimitError(
+                    f"sequence {row} has {self.seen[row]} tokens and {lengths[row]} more would "
+                    f"pass the package's maximum context of {self._cache.capacity}: feed at most "
+                    f"{self._cache.capacity - self.seen[row]}, or export with a larger --target"
+                )
+
+    def check_usable(self, rows: Sequence[int]) -> None:
+        """Raise where a failed call left one of `rows` in a state that nobody knows."""
+        for row in rows:
+            if row in self._lost:
+                raise SessionStateError(
+                    f"sequence {row} was lost when a call failed: reset([{row}]) and feed it again"
+                )
+
+    def touched(self, totals: Ints) -> None:
+        """A call is about to write up to `totals` [B] tokens."""
+        self._peak = np.maximum(self._peak, totals)
+
+    def advance(self, lengths: Ints) -> None:
+        """All calls of a feed succeeded."""
+        self.seen = self.seen + lengths
+
+    def failed(self) -> None:
+        """A call failed half way: sequences stay at their lengths where the cache still has what
+        their next token sees, and are lost where it has not."""
+        for row, seen in enumerate(self.seen):
+            if seen < self.shortest(row):
+                self._lost.add(row)
+
+    def shortest(self, row: int) -> int:
+        """The shortest length that `truncate` can take a sequence back to, besides 0."""
+        if self._cache.policy != BOUNDED:
+            return 0
+        ring = self._cache.capacity - self._cache.sinks
+        overwritten = int(self._peak[row]) - 1 - ring  # newest token whose slot was taken
+        if overwritten < self._cache.sinks:
+            return 0
+        # The next token, at position n, sees the tokens after n - window.
+        return overwritten + self._cache.window
+
+    def truncate(self, row: int, length: int) -> None:
+        """Sequence `row` keeps its first `length` tokens."""
+        seen = int(self.seen[row])
+        self.check_usable([row])
+        if not 0 <= length <= seen:
+            raise SessionStateError(
+                f"sequence {row} has {seen} tokens and cannot be cut to {length}: "
+                f"give a length from 0 to {seen}"
+            )
+        if 0 < length < self.shortest(row):
+            raise SessionStateError(
+                f"sequence {row} cannot be cut to {length} tokens: its bounded cache no longer has "
+                f"what they see; the spare slots reach back to {self.shortest(row)}"
+            )
+        self.seen[row] = length
+        if length == 0:
+            self._peak[row] = 0
+
+    def reset(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            self.seen[row] = self._peak[row] = 0
+            self._lost.discard(row)
+
+    def place(self, length: int) -> None:
+        """Every sequence has `length` tokens that were put into the cache from outside."""
+        self.seen[:] = self._peak[:] = length
+        self._lost.clear()
+
+    def copy(self, source: int, target: int) -> None:
+        self.check_usable([source])
+        self.seen[target], self._peak[target] = self.seen[source], self._peak[source]
+        self._lost.discard(target)
+
+    def free_row(self) -> int:
+        """The first sequence without tokens."""
+        for row, seen in enumerate(self.seen):
+            if seen == 0:
+                return row
+        raise SessionStateError(
+            f"all {len(self.seen)} sequences have tokens: name the one to overwrite (to=…), reset "
+            "one, or open the session with a larger batch"
+        )
+
+
+def grown_capacity(current: int, needed: int, maximum: int) -> int:
+    """Slots a growing cache gets when `needed` do not fit into `current`: a quarter more than
+    before, in steps of 256, never more than `maximum`."""
+    if needed <= current:
+        return current
+    wanted = max(needed, int(current * _GROWTH), _FIRST_CAPACITY)
+    return min(maximum, -(-wanted // _FIRST_CAPACITY) * _FIRST_CAPACITY)
+
+
+def cache_slots(tokens: Ints, cache: CacheInfo) -> Ints:
+    """Slot of every token position in `tokens` (FORMULAS section 3)."""
+    if cache.policy != BOUNDED:
+        return tokens
+    ring = cache.capacity - cache.sinks
+    wrapped = cache.sinks + (tokens - cache.sinks) % ring
+    return np.where(tokens < cache.sinks, tokens, wrapped)
