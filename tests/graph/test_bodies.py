@@ -77,6 +77,7 @@ def random_case(rng: np.random.Generator, dtype: type, **choice: Any) -> Attenti
     capacity = sinks + window + rows - 1 if bounded else 40
     capacity = max(capacity, sinks + rows)
     longest = 5 * capacity if bounded else capacity - rows
+    capacity *= choice["spare"]  # a cache far from full is read through a slice
 
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(dtype)
@@ -127,19 +128,23 @@ OPTIONAL = [(), ("sink_q",), ("inv_freq", "multiplier"), ("head_sink",), SPEC.op
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("optional", OPTIONAL, ids=lambda names: "+".join(names) or "plain")
 @pytest.mark.parametrize(
-    ("bounded", "sinks", "window", "rows", "softcap"),
+    ("bounded", "sinks", "window", "rows", "softcap", "spare"),
     [
-        (False, 0, 0, 1, 0.0),
-        (False, 0, 0, 7, 0.0),
-        (False, 0, 5, 7, 2.0),
-        (False, 4, 5, 7, 0.0),
-        (True, 0, 1, 1, 0.0),
-        (True, 4, 1, 3, 2.0),
-        (True, 0, 17, 5, 0.0),
-        (True, 4, 17, 1, 0.0),
+        (False, 0, 0, 1, 0.0, 1),
+        (False, 0, 0, 1, 0.0, 3),
+        (False, 0, 0, 7, 0.0, 1),
+        (False, 0, 5, 7, 2.0, 3),
+        (False, 4, 5, 7, 0.0, 1),
+        (True, 0, 1, 1, 0.0, 1),
+        (True, 4, 1, 3, 2.0, 1),
+        (True, 0, 17, 5, 0.0, 1),
+        (True, 4, 17, 1, 0.0, 1),
+        (True, 4, 17, 5, 0.0, 7),
     ],
 )
-def test_attention_body_matches_float64(dtype, optional, bounded, sinks, window, rows, softcap):
+def test_attention_body_matches_float64(
+    dtype, optional, bounded, sinks, window, rows, softcap, spare
+):
     rng = np.random.default_rng(rows + 10 * window + 100 * sinks)
     case = random_case(
         rng,
@@ -149,6 +154,7 @@ def test_attention_body_matches_float64(dtype, optional, bounded, sinks, window,
         window=window,
         rows=rows,
         softcap=softcap,
+        spare=spare,
         optional=optional,
     )
     outputs = body_outputs(case, optional)
@@ -163,7 +169,15 @@ def test_attention_body_matches_float64(dtype, optional, bounded, sinks, window,
 def test_row_past_a_full_cache_is_nan_and_writes_nothing():
     rng = np.random.default_rng(3)
     case = random_case(
-        rng, np.float32, bounded=False, sinks=0, window=0, rows=4, softcap=0.0, optional=()
+        rng,
+        np.float32,
+        bounded=False,
+        sinks=0,
+        window=0,
+        rows=4,
+        softcap=0.0,
+        spare=1,
+        optional=(),
     )
     case.seen[:] = [0, 38, 40]
     case.new[:] = [4, 4, 1]

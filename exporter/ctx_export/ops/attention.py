@@ -16,6 +16,7 @@ from ctx_export.ops.rotary import rotated
 from ctx_export.ops.spec import DOMAIN, SINK_WINDOW_ATTENTION
 
 _FAR = 1 << 62  # farther than any token
+_COPY_SHARE = 16  # rows of attention over one slot that cost as much as copying it, measured
 _MASKED = -3.0e38  # finite, so that a row without visible keys stays finite until it is zeroed
 
 
@@ -53,7 +54,14 @@ class _Attention:
         self._positions()
         present_key = self._write(self.values["past_key"], self.values["k"])
         present_value = self._write(self.values["past_value"], self.values["v"])
-        y = self._attend(self._used(present_key), self._used(present_value))
+        self._span()
+        mask = self._mask()
+        y = body.choose(
+            self.narrow,
+            lambda: self._attend(self._sliced(present_key), self._sliced(present_value), mask),
+            lambda: self._attend(present_key, present_value, mask),
+        )
+        y = self._padded(y)
         spec = SINK_WINDOW_ATTENTION
         return body.function(spec.name, DOMAIN, [y, present_key, present_value], spec.attributes)
 
@@ -108,16 +116,29 @@ class _Attention:
         ]
         return body.op("Concat", *(body.op("Expand", part, column) for part in parts), axis=3)
 
-    def _used(self, present: ir.Value) -> ir.Value:
-        """The slots in use, so that a short context does not pay for a long capacity."""
+    def _span(self) -> None:
+        """How many leading slots are read: those in use where the rest is worth a copy, else all.
+
+        A slice copies keys and values, which in a decode step costs as much as reading them;
+        reading all C slots costs (C - used) / used more. With S rows the work per slot grows with
+        S, the copy does not.
+        """
         body = self.body
-        longest = body.op("ReduceMax", self.total, keepdims=0)
-        self.used = body.op("Min", longest, self.capacity)
+        used = body.op("Min", body.op("ReduceMax", self.total, keepdims=0), self.capacity)
+        rows = body.dimension(self.values["q"], 2)
+        spare = body.op("Sub", self.capacity, used)
+        share = body.constant(_COPY_SHARE)
+        wasted = body.op("Mul", spare, body.op("Add", rows, share))
+        self.narrow = body.op("Greater", wasted, body.op("Mul", used, share))
+        self.used = body.op("Where", self.narrow, used, self.capacity)
+
+    def _sliced(self, present: ir.Value) -> ir.Value:
+        body = self.body
         end = body.op("Unsqueeze", self.used, body.constant([0]))
         return body.op("Slice", present, body.constant([0]), end, body.constant([2]))
 
     def _slot_tokens(self) -> ir.Value:
-        """Newest token of every used slot, [1|B,U]; -1 or past the end where it is empty."""
+        """Newest token of every slot read, [1|B,U]; -1 or past the end where it is empty."""
         body = self.body
         slot = body.op("Range", body.constant(0), self.used, body.constant(1))
         slot = body.op("Unsqueeze", slot, body.constant([0]))
@@ -164,9 +185,12 @@ class _Attention:
         return self.body.op("Reshape", heads, self.body.op("Concat", *shape, axis=0))
 
     def _logits(self, q: ir.Value, transposed_key: ir.Value) -> ir.Value:
-        """q·k as float32 [B,Hkv,G,S,U]."""
+        """scale · q·k as float32 [B,Hkv,G,S,U]."""
         body = self.body
-        product = body.op("MatMul", self._grouped(q), transposed_key)
+        # Scaling S·D query values is cheaper than S·U logits.
+        scaled = body.op("Mul", body.cast(q, FLOAT), body.attribute("scale", "float"))
+        query = self._grouped(body.op("CastLike", scaled, q))
+        product = body.op("MatMul", query, transposed_key)
         shape = body.op(
             "Concat",
             body.op("Shape", self.values["k"], start=0, end=2),
@@ -175,14 +199,12 @@ class _Attention:
             body.op("Unsqueeze", self.used, body.constant([0])),
             axis=0,
         )
-        scaled = body.op("Reshape", body.cast(product, FLOAT), shape)
-        return body.op("Mul", scaled, body.attribute("scale", "float"))
+        return body.op("Reshape", body.cast(product, FLOAT), shape)
 
-    def _attend(self, key: ir.Value, value: ir.Value) -> ir.Value:
-        """y [B,Hq,S,D]: one softmax over the visible slots."""
+    def _attend(self, key: ir.Value, value: ir.Value, mask: ir.Value) -> ir.Value:
+        """y [B,Hq,S,D]: one softmax over the visible slots of key and value [B,Hkv,U,D]."""
         body, values = self.body, self.values
         self.head_dim = body.op("Shape", values["q"], start=3, end=4)
-        mask = self._mask()
         if "inv_freq" in self.variant.optional:
             rows = body.op("Unsqueeze", values["seen"], body.constant([1]))
             zeros = body.op("Mul", rows, body.constant(0))  # one row of positions per sequence
@@ -206,8 +228,7 @@ class _Attention:
             axis=0,
         )
         weights = body.op("CastLike", body.op("Reshape", weights, flat), value)
-        y = body.op("Reshape", body.op("MatMul", weights, value), body.op("Shape", values["q"]))
-        return self._padded(y)
+        return body.op("Reshape", body.op("MatMul", weights, value), body.op("Shape", values["q"]))
 
     def _capped(self, logits: ir.Value) -> ir.Value:
         """softcap·tanh(logits / softcap); a cap of 0 at a site of a capped model means none."""

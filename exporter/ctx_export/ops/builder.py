@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ class BodyBuilder:
     def __init__(self, inputs: Sequence[str]) -> None:
         self.inputs = {name: ir.Value(name=name) for name in inputs}
         self._nodes: list[ir.Node] = []
+        self._count = 0
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
 
     def op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
@@ -26,6 +27,10 @@ class BodyBuilder:
         return self.append(ir.node(op_type, list(inputs), attributes or None))
 
     def append(self, node: ir.Node) -> ir.Value:
+        # Branches see outer values, so names are unique over the whole function.
+        self._count += 1
+        node.name = f"{node.op_type}_{self._count}"
+        node.outputs[0].name = f"v{self._count}"
         self._nodes.append(node)
         return node.outputs[0]
 
@@ -49,6 +54,22 @@ class BodyBuilder:
         }[kind]
         reference = ir.RefAttr(target, name, kinds)
         return self.append(ir.Node("", "Constant", inputs=[], attributes=[reference]))
+
+    def choose(
+        self, condition: ir.Value, then: Callable[[], ir.Value], otherwise: Callable[[], ir.Value]
+    ) -> ir.Value:
+        """An If node; each branch is what its callable appends, and may read outer values."""
+        branches = {"then_branch": self._branch(then), "else_branch": self._branch(otherwise)}
+        return self.append(ir.node("If", [condition], branches))
+
+    def _branch(self, build: Callable[[], ir.Value]) -> ir.Graph:
+        nodes, constants = self._nodes, self._constants
+        self._nodes, self._constants = [], dict(constants)  # a branch's own stay inside it
+        try:
+            output = build()
+            return ir.Graph([], [output], nodes=self._nodes, name=f"branch_of_{output.name}")
+        finally:
+            self._nodes, self._constants = nodes, constants
 
     def cast(self, value: ir.Value, to: int) -> ir.Value:
         return self.op("Cast", value, to=to)
