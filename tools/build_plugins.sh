@@ -32,7 +32,8 @@ echo "Building the plugin library with $nvcc"
 PATH=$(cd "$BIN" && pwd):$PATH
 export PATH
 mkdir -p build
-cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_COMPILER="$nvcc" \
+cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCTX_BUILD_CUDA=ON \
+    -DCMAKE_CUDA_COMPILER="$nvcc" \
     >build/configure.log 2>&1 || {
     cat build/configure.log >&2
     exit 1

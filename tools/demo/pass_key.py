@@ -1,6 +1,11 @@
-"""A pass-key question: a number told once in long text, asked for at its end."""
+"""A pass-key question: a number told once in long text, asked for at its end.
+
+python -m tools.demo.pass_key [--tokens 1000] > question.txt
+"""
 
 from __future__ import annotations
+
+import click
 
 from ctx_export import demo
 
@@ -22,3 +27,14 @@ def prompt(tokens: int, depth: float = 0.25) -> str:
     at = int(depth * len(filler))
     before, after = tokenizer.decode(filler[:at]), tokenizer.decode(filler[at:])
     return f"{before}{TOLD}{after}{ASKED}"
+
+
+@click.command()
+@click.option("--tokens", type=click.IntRange(min=100), default=1000, show_default=True)
+def main(tokens: int) -> None:
+    """Print a pass-key question of about so many tokens of the demo model."""
+    click.echo(prompt(tokens), nl=False)
+
+
+if __name__ == "__main__":
+    main()

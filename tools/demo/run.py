@@ -35,8 +35,9 @@ def main(output: Path) -> None:
     run("ctx-export", "--method", "yarn", "--target", "128k", "-o", str(long), "--force")
     check_plugins(long)
     run("ctx-inspect", str(long))
-    run("ctx-run", str(long), "--prompt", "The function returns", "--max-tokens", "32")
-    run("ctx-export", "--recipe", "recipes/demo/yarn-1k.yaml", "--engine", "none")
+    run("ctx-run", str(long), "--prompt", "The function returns", "--max-new-tokens", "32")
+    options = ("--target", "1k", "--engine", "none", "-o", str(short), "--force")
+    run("ctx-export", "--method", "yarn", *options)
     ask_pass_key(short)
     click.echo(f"\ndemo finished in {time.monotonic() - started:.0f} s")
 
@@ -74,9 +75,11 @@ def check_plugins(package: Path) -> None:
 
 def ask_pass_key(package: Path) -> None:
     question = prompt(_PASS_KEY_TOKENS)
-    answer = run("ctx-run", str(package), "--prompt", question, "--max-tokens", "8", capture=True)
-    click.echo(answer.strip()[-100:])
-    if ANSWER not in answer.replace(question, ""):
+    answer = run(
+        "ctx-run", str(package), "--prompt", question, "--max-new-tokens", "5", capture=True
+    )
+    click.echo(answer.rstrip("\n"))
+    if ANSWER not in answer:
         sys.exit(f"the pass key is {ANSWER}; the answer does not hold it")
     click.echo(f"the pass key {ANSWER} was found across {_PASS_KEY_TOKENS} tokens")
 
