@@ -178,10 +178,10 @@ def write_model(directory: Path, dtype: str = "float32", change=None) -> Path:
     return path
 
 
-def request(model: Path, dtype: str = "float32", **changes) -> EngineRequest:
+def request(file: Path, dtype: str = "float32", **changes) -> EngineRequest:
     base = EngineRequest(
-        model=model,
-        engine=model.with_name("model.engine"),
+        model=file,
+        engine=file.with_name("model.engine"),
         plugin_library=plugin_library(),
         runtime="tensorrt-rtx",
         io=tensors(dtype),

@@ -130,7 +130,10 @@ def _parse(parser: Any, model: Path) -> None:
     if parser.parse_from_file(str(model)):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    reasons = [f"{e.desc()} (node {e.node_name() or e.node()})" for e in errors]
+    reasons = [
+        f"{e.desc()} (node {e.node_name() or e.node()}, operator {e.node_operator()})"
+        for e in errors
+    ]
     raise BuildError(f"the parser refuses {model}: {'; '.join(reasons) or 'no reason given'}")
 
 
