@@ -1,4 +1,4 @@
-"""`model.onnx` as an in-memory protobuf, fitted to onnxruntime's CPU provider; weights stay on disk."""
+"""`model.onnx` in memory, fitted to onnxruntime's CPU provider; the weights stay on disk."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def load_model(directory: Path) -> onnx.ModelProto:
 def fuse_weight_transposes(model: onnx.ModelProto) -> int:
     """Let float32 products read their weights as they are stored, [out, in].
 
-    onnxruntime would fold Transpose(weight) into a transposed copy of every weight; its FusedMatMul
-    takes the stored matrix, so weights stay mapped from their file and a one-token product is
-    faster. Returns the number of products changed.
+    onnxruntime would fold Transpose(weight) into a transposed copy of every weight; its
+    FusedMatMul takes the stored matrix, so weights stay mapped from their file and a one-token
+    product is faster. Returns the number of products changed.
     """
     graph = model.graph
     weights = {t.name for t in graph.initializer if len(t.dims) == 2 and t.data_type == 1}

@@ -144,8 +144,8 @@ class OrtBackend:
         if self._on_cpu and is_bfloat16(model):
             self._twin = True
             log.warning(
-                "onnxruntime's CPU provider has no bfloat16 matrix product: running a float32 twin "
-                "of the model made in memory, twice the size of its weights"
+                "onnxruntime's CPU provider has no bfloat16 matrix product: running a float32 "
+                "twin of the model made in memory, twice the size of its weights"
             )
             for name, weight in widened_weights(model, directory):
                 value = ort.OrtValue.ortvalue_from_numpy(weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ class CacheTensor:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.value.shape())) * np.dtype(NUMPY_TYPES[self._dtype]).itemsize
+        elements: int = math.prod(self.value.shape())
+        return elements * int(np.dtype(NUMPY_TYPES[self._dtype]).itemsize)
 
     def grow(self, slots: int) -> None:
         """More slots, zeros at the end."""

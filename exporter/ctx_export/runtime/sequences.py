@@ -86,8 +86,8 @@ class Sequences:
             )
         if 0 < length < self.shortest(row):
             raise SessionStateError(
-                f"sequence {row} cannot be cut to {length} tokens: its bounded cache no longer has "
-                f"what they see; the spare slots reach back to {self.shortest(row)}"
+                f"sequence {row} cannot be cut to {length} tokens: its bounded cache no longer "
+                f"has what they see; the spare slots reach back to {self.shortest(row)}"
             )
         self.seen[row] = length
         if length == 0:

@@ -39,7 +39,8 @@ def open_session(
     `backend`: "ort", "tensorrt" or "tensorrt-rtx". `batch`: sequences of the session. `chunk`:
     most tokens of one call, at most the package's max_chunk (the default). `threads` and
     `providers` (CUDAExecutionProvider, CPUExecutionProvider) are onnxruntime's.
-    Raises UserError for a path that is no package, an unknown backend, or one that cannot run here.
+    Raises UserError for a path that is no package, and for a backend that is unknown or cannot
+    run here.
     """
     manifest = Manifest.load(Path(path))
     contract = Contract.from_manifest(manifest)

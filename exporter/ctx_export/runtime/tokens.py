@@ -21,7 +21,8 @@ def token_array(token_ids: ArrayLike, batch: int, vocab: int) -> Ints:
         ids = np.asarray(token_ids)
     except ValueError:
         raise UserError(
-            "token_ids has rows of different length: pad them and say how long each is with lengths="
+            "token_ids has rows of different length: pad them and say how long each is with "
+            "lengths="
         ) from None
     if ids.ndim == 1:
         ids = ids[None]
@@ -67,8 +68,8 @@ def rope_lengths(
         if short.size:
             row = int(short[0])
             raise UserError(
-                f"planned_length {int(given[row])} is less than the {int(totals[row])} tokens that "
-                f"sequence {row} has after this feed"
+                f"planned_length {int(given[row])} is less than the {int(totals[row])} tokens "
+                f"that sequence {row} has after this feed"
             )
         if not contract.bounded and int(given.max()) > contract.max_context:
             raise UserError(

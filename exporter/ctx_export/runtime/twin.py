@@ -1,7 +1,7 @@
-"""The float32 twin of a bfloat16 model, for CPUs: onnxruntime has no bfloat16 matrix product there.
+"""The float32 twin of a bfloat16 model, for CPUs, where onnxruntime has no bfloat16 MatMul.
 
-The graph's bfloat16 types become float32 and the weights are widened, which is exact, one tensor at
-a time from the mapped files.
+The graph's bfloat16 types become float32 and the weights are widened, which is exact, one tensor
+at a time from the mapped files.
 """
 
 from __future__ import annotations
