@@ -1,0 +1,23 @@
+# C++17, optimised, everything hidden but the listed symbols, compiler caching where ccache is there.
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+
+set(CMAKE_CXX_STANDARD 17)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+
+find_program(CTX_CCACHE ccache)
+if(CTX_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER "${CTX_CCACHE}")
+  set(CMAKE_CUDA_COMPILER_LAUNCHER "${CTX_CCACHE}")
+endif()
+
+# Warnings of the C++ parts; nvcc's host compiler gets the same in plugins/CMakeLists.txt.
+set(CTX_CXX_WARNINGS -Wall -Wextra -Wpedantic -Wno-unknown-pragmas)

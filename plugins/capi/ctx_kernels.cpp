@@ -1,0 +1,70 @@
+// C interface of the launchers. No exception passes it.
+
+#include "ctx_plugins/ctx_kernels.h"
+
+#include "kernels/launchers.h"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+
+namespace
+{
+
+std::string& lastError()
+{
+    thread_local std::string text;
+    return text;
+}
+
+CtxStatus fail(CtxStatus status, char const* text) noexcept
+{
+    try
+    {
+        lastError() = text;
+    }
+    catch (std::exception const&)
+    {
+        lastError().clear();
+    }
+    return status;
+}
+
+// Runs a launcher on its C struct, of which an older caller may know only the first `size` bytes.
+template <typename Params, typename CParams>
+CtxStatus call(
+    CParams const* given, void* stream, ctx::LaunchResult (*launcher)(Params const&, cudaStream_t)) noexcept
+{
+    if (given == nullptr || given->size < sizeof(uint64_t))
+    {
+        return fail(CTX_STATUS_INVALID_ARGUMENT, "params is null or its size not set: set size to sizeof its struct");
+    }
+    try
+    {
+        CParams known{};
+        std::memcpy(&known, given, std::min<size_t>(given->size, sizeof(CParams)));
+        ctx::LaunchResult const result = launcher(Params{known}, static_cast<cudaStream_t>(stream));
+        return result.isSuccess() ? CTX_STATUS_SUCCESS : fail(result.status, result.text.c_str());
+    }
+    catch (std::exception const& error)
+    {
+        return fail(CTX_STATUS_INTERNAL_ERROR, error.what());
+    }
+}
+
+} // namespace
+
+CtxStatus ctxScaledRotaryEmbedding(CtxScaledRotaryEmbeddingParams const* params, void* stream)
+{
+    return call(params, stream, ctx::launchScaledRotaryEmbedding);
+}
+
+CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, void* stream)
+{
+    return call(params, stream, ctx::launchSinkWindowAttention);
+}
+
+char const* ctxLastErrorMessage(void)
+{
+    return lastError().c_str();
+}

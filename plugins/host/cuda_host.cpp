@@ -1,0 +1,259 @@
+// Scheduler of the host execution: runs the fibers of one block in turn, from barrier to barrier.
+
+#include "host/cuda_host.h"
+
+#include "host/fiber.h"
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+ctx::host::Index threadIdx{0};
+ctx::host::Index blockIdx{0};
+
+namespace ctx::host
+{
+namespace
+{
+
+constexpr size_t kGUARD_BYTES = 256;
+constexpr unsigned char kGUARD = 0xa5;
+constexpr unsigned char kNAN_BYTE = 0xff; // 0xffffffff is a NaN
+constexpr int32_t kMAX_THREADS = 1024;
+constexpr size_t kMAX_SHARED_BYTES = 227 * 1024;
+
+enum class Wait
+{
+    kNOTHING,
+    kBLOCK,
+    kWARP,
+    kFOREVER // finished
+};
+
+struct Thread
+{
+    Fiber fiber;
+    Wait wait{Wait::kNOTHING};
+    unsigned mask{0};
+    // A lane reads round n while others may already bring values of round n + 1, never n + 2.
+    uint64_t brought[2]{};
+    unsigned round{0};
+};
+
+struct Grid
+{
+    std::mutex mutex; // one launch at a time
+    std::vector<std::unique_ptr<Thread>> threads;
+    std::vector<unsigned char> shared;
+    int32_t count{0};
+    void (*body)(void*){nullptr};
+    void* argument{nullptr};
+};
+
+Grid& grid()
+{
+    static Grid instance;
+    return instance;
+}
+
+Thread& current()
+{
+    return *grid().threads[threadIdx.x];
+}
+
+void suspend(Wait wait)
+{
+    Thread& thread = current();
+    thread.wait = wait;
+    unsigned const index = threadIdx.x;
+    thread.fiber.suspend();
+    threadIdx.x = index;
+}
+
+void runThread()
+{
+    grid().body(grid().argument);
+    suspend(Wait::kFOREVER);
+}
+
+// Lanes of a warp's mask go on once all of them that still run have arrived.
+bool releaseWarp(int32_t firstLane)
+{
+    Grid& state = grid();
+    int32_t const end = std::min(firstLane + kWARP_LANES, state.count);
+    unsigned arrived = 0;
+    for (int32_t i = firstLane; i < end; ++i)
+    {
+        Wait const wait = state.threads[i]->wait;
+        arrived |= wait == Wait::kWARP || wait == Wait::kFOREVER ? 1U << (i - firstLane) : 0U;
+    }
+    bool released = false;
+    for (int32_t i = firstLane; i < end; ++i)
+    {
+        Thread& thread = *state.threads[i];
+        if (thread.wait == Wait::kWARP && (thread.mask & ~arrived) == 0)
+        {
+            thread.wait = Wait::kNOTHING;
+            released = true;
+        }
+    }
+    return released;
+}
+
+bool releaseBlock()
+{
+    Grid& state = grid();
+    bool anyWaits = false;
+    for (int32_t i = 0; i < state.count; ++i)
+    {
+        Wait const wait = state.threads[i]->wait;
+        if (wait == Wait::kNOTHING || wait == Wait::kWARP)
+        {
+            return false;
+        }
+        anyWaits = anyWaits || wait == Wait::kBLOCK;
+    }
+    for (int32_t i = 0; i < state.count && anyWaits; ++i)
+    {
+        Thread& thread = *state.threads[i];
+        thread.wait = thread.wait == Wait::kBLOCK ? Wait::kNOTHING : thread.wait;
+    }
+    return anyWaits;
+}
+
+// Runs a warp until all its lanes wait for the block or have finished; false if nothing could run.
+bool runWarp(int32_t firstLane)
+{
+    Grid& state = grid();
+    int32_t const end = std::min(firstLane + kWARP_LANES, state.count);
+    bool ran = false;
+    do
+    {
+        for (int32_t i = firstLane; i < end; ++i)
+        {
+            if (state.threads[i]->wait == Wait::kNOTHING)
+            {
+                threadIdx.x = static_cast<unsigned>(i);
+                state.threads[i]->fiber.resume();
+                ran = true;
+            }
+        }
+    } while (releaseWarp(firstLane));
+    return ran;
+}
+
+bool isFinished()
+{
+    Grid& state = grid();
+    for (int32_t i = 0; i < state.count; ++i)
+    {
+        if (state.threads[i]->wait != Wait::kFOREVER)
+        {
+            return false;
+        }
+    }
+    return true;
+}
+
+// Odd blocks run their warps backwards, so that no kernel works by the order of its warps alone.
+cudaError_t runBlock(int64_t block)
+{
+    Grid& state = grid();
+    blockIdx.x = static_cast<unsigned>(block);
+    for (int32_t i = 0; i < state.count; ++i)
+    {
+        state.threads[i]->wait = Wait::kNOTHING;
+        state.threads[i]->round = 0;
+        state.threads[i]->fiber.start(runThread);
+    }
+    int32_t const warps = (state.count + kWARP_LANES - 1) / kWARP_LANES;
+    while (!isFinished())
+    {
+        bool ran = false;
+        for (int32_t i = 0; i < warps; ++i)
+        {
+            int32_t const warp = block % 2 == 0 ? i : warps - 1 - i;
+            ran = runWarp(warp * kWARP_LANES) || ran;
+        }
+        if (!releaseBlock() && !ran)
+        {
+            return cudaErrorLaunchFailure; // some threads wait at a barrier the others never reach
+        }
+    }
+    return cudaSuccess;
+}
+
+} // namespace
+
+unsigned char* sharedMemory()
+{
+    auto const address = reinterpret_cast<uintptr_t>(grid().shared.data());
+    return reinterpret_cast<unsigned char*>((address + 15) / 16 * 16);
+}
+
+void syncBlock()
+{
+    suspend(Wait::kBLOCK);
+}
+
+uint64_t exchange(unsigned mask, uint64_t brought, int source)
+{
+    Thread& thread = current();
+    unsigned const round = thread.round++ % 2;
+    thread.brought[round] = brought;
+    thread.mask = mask;
+    suspend(Wait::kWARP);
+    int32_t const lane = static_cast<int32_t>(threadIdx.x) / kWARP_LANES * kWARP_LANES + source;
+    return lane < grid().count ? grid().threads[static_cast<size_t>(lane)]->brought[round] : brought;
+}
+
+cudaError_t runGrid(LaunchShape const& shape, void (*thread)(void*), void* argument)
+{
+    if (shape.blocks < 1 || shape.threads < 1 || shape.threads > kMAX_THREADS || shape.sharedBytes > kMAX_SHARED_BYTES)
+    {
+        return cudaErrorInvalidConfiguration;
+    }
+    Grid& state = grid();
+    std::lock_guard<std::mutex> const lock{state.mutex};
+    while (state.threads.size() < static_cast<size_t>(shape.threads))
+    {
+        state.threads.push_back(std::make_unique<Thread>());
+    }
+    state.count = shape.threads;
+    state.body = thread;
+    state.argument = argument;
+    state.shared.resize(shape.sharedBytes + kGUARD_BYTES + 16);
+    unsigned char* const shared = sharedMemory();
+    for (int64_t block = 0; block < shape.blocks; ++block)
+    {
+        std::memset(shared, kNAN_BYTE, shape.sharedBytes);
+        std::memset(shared + shape.sharedBytes, kGUARD, kGUARD_BYTES);
+        if (cudaError_t const status = runBlock(block); status != cudaSuccess)
+        {
+            return status;
+        }
+        for (size_t i = 0; i < kGUARD_BYTES; ++i)
+        {
+            if (shared[shape.sharedBytes + i] != kGUARD)
+            {
+                return cudaErrorIllegalAddress;
+            }
+        }
+    }
+    return cudaSuccess;
+}
+
+} // namespace ctx::host
+
+char const* cudaGetErrorString(cudaError_t error)
+{
+    switch (error)
+    {
+    case cudaSuccess: return "no error";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorIllegalAddress: return "memory was written past the block's shared memory";
+    case cudaErrorLaunchFailure: return "threads of a block wait at a barrier the others never reach";
+    }
+    return "unknown error";
+}

@@ -1,0 +1,129 @@
+// The part of CUDA that the kernels use, executed by the host: each thread of a block is a fiber, blocks run one after
+// the other. Barriers and warp collectives suspend a fiber until the others arrive, so a kernel that lacks a barrier
+// reads what other threads have not written yet; shared memory starts as NaN, and writing past it is an error.
+// Device pointers are host pointers; a stream is ignored, since every call has finished when it returns.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+
+enum cudaError_t
+{
+    cudaSuccess = 0,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInvalidConfiguration = 9,
+    cudaErrorIllegalAddress = 700,
+    cudaErrorLaunchFailure = 719
+};
+
+enum cudaMemcpyKind
+{
+    cudaMemcpyDeviceToDevice = 3
+};
+
+using cudaStream_t = struct CtxHostStream*;
+
+char const* cudaGetErrorString(cudaError_t error);
+
+inline cudaError_t cudaMemcpyAsync(void* target, void const* source, size_t bytes, cudaMemcpyKind, cudaStream_t)
+{
+    std::memcpy(target, source, bytes);
+    return cudaSuccess;
+}
+
+#define CTX_HOST_DEVICE inline
+#define CTX_DEVICE inline
+#define CTX_KERNEL(threads) void
+#define CTX_UNROLL
+#define CTX_DYNAMIC_SHARED(name) unsigned char* const name = ctx::host::sharedMemory()
+
+namespace ctx::host
+{
+
+struct Index
+{
+    unsigned x;
+};
+
+constexpr int kWARP_LANES = 32;
+
+unsigned char* sharedMemory();
+
+// Suspends until every running thread of the block is here.
+void syncBlock();
+
+// Suspends until every lane of `mask` is here; returns what lane `source` of this warp brought.
+uint64_t exchange(unsigned mask, uint64_t brought, int source);
+
+} // namespace ctx::host
+
+// Of the thread and block that run now.
+extern ctx::host::Index threadIdx;
+extern ctx::host::Index blockIdx;
+
+inline void __syncthreads()
+{
+    ctx::host::syncBlock();
+}
+
+inline void __syncwarp(unsigned mask = 0xffffffffU)
+{
+    ctx::host::exchange(mask, 0, static_cast<int>(threadIdx.x) % ctx::host::kWARP_LANES);
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int laneMask)
+{
+    static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes");
+    uint64_t bits = 0;
+    std::memcpy(&bits, &value, sizeof(T));
+    bits = ctx::host::exchange(mask, bits, (static_cast<int>(threadIdx.x) % ctx::host::kWARP_LANES) ^ laneMask);
+    std::memcpy(&value, &bits, sizeof(T));
+    return value;
+}
+
+inline void sincospif(float halfTurns, float* sine, float* cosine)
+{
+    double const angle = 3.14159265358979323846 * static_cast<double>(halfTurns);
+    *sine = static_cast<float>(std::sin(angle));
+    *cosine = static_cast<float>(std::cos(angle));
+}
+
+namespace ctx
+{
+
+struct LaunchShape
+{
+    int64_t blocks;
+    int32_t threads;
+    size_t sharedBytes;
+};
+
+namespace host
+{
+
+// Runs the grid; `thread` is called once by every thread of every block.
+cudaError_t runGrid(LaunchShape const& shape, void (*thread)(void*), void* argument);
+
+} // namespace host
+
+template <typename... Params, typename... Arguments>
+cudaError_t launch(
+    void (*kernel)(Params...), LaunchShape const& shape, cudaStream_t, Arguments const&... arguments)
+{
+    using Call = std::pair<void (*)(Params...), std::tuple<std::decay_t<Params>...>>;
+    Call call{kernel, std::tuple<std::decay_t<Params>...>{arguments...}};
+    return host::runGrid(
+        shape,
+        [](void* argument)
+        {
+            auto const& bound = *static_cast<Call const*>(argument);
+            std::apply(bound.first, bound.second);
+        },
+        &call);
+}
+
+} // namespace ctx

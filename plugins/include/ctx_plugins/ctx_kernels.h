@@ -1,0 +1,107 @@
+/*
+ * C interface of the kernel launchers: plain structs of device pointers and sizes, one call per operator.
+ *
+ * Layouts are [batch, head, token, dim], contiguous. B batch, S rows (new tokens of the call, right-padded),
+ * C cache slots, D head dimension, F = rotaryDim / 2 rotated pairs. Every call only enqueues work on `stream`
+ * (a cudaStream_t): it allocates nothing and never synchronises, so it can be captured in a CUDA graph.
+ * Set `size` of a struct to its sizeof; a field added later at the end then reads as zero for older callers.
+ */
+#ifndef CTX_PLUGINS_CTX_KERNELS_H
+#define CTX_PLUGINS_CTX_KERNELS_H
+
+#include <stdint.h>
+
+#define CTX_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C"
+{
+#endif
+
+typedef enum CtxStatus
+{
+    CTX_STATUS_SUCCESS = 0,
+    CTX_STATUS_INVALID_ARGUMENT = 1,
+    CTX_STATUS_LAUNCH_FAILED = 2,
+    CTX_STATUS_INTERNAL_ERROR = 3
+} CtxStatus;
+
+typedef enum CtxDataType
+{
+    CTX_DATA_TYPE_FLOAT32 = 0,
+    CTX_DATA_TYPE_FLOAT16 = 1,
+    CTX_DATA_TYPE_BFLOAT16 = 2
+} CtxDataType;
+
+/* y = x rotated at `positions`; pairs (i, i + F), or (2i, 2i + 1) if interleaved; dims >= rotaryDim are copied. */
+typedef struct CtxScaledRotaryEmbeddingParams
+{
+    uint64_t size;
+    void const* x;                 /* [B, H, S, D] */
+    int64_t const* positions;      /* [B, S] */
+    float const* inverseFrequency; /* [frequencyBatch, F], radians per token */
+    float const* multiplier;       /* [multiplierBatch], factor on cos and sin */
+    void* y;                       /* [B, H, S, D]; may be x */
+    int64_t batch;
+    int64_t heads;
+    int64_t rows;
+    int64_t headDim;
+    int64_t rotaryDim;
+    int64_t frequencyBatch;  /* 1 or B */
+    int64_t multiplierBatch; /* 1 or B */
+    int32_t interleaved;     /* 0 or 1 */
+    int32_t dataType;        /* CtxDataType of x and y */
+} CtxScaledRotaryEmbeddingParams;
+
+/*
+ * Writes the new keys and values into their cache slots, then attends from `present` alone.
+ * Token t is in slot t (bounded = 0), or slot t below `sinks` and sinks + (t - sinks) mod (C - sinks) from there on
+ * (bounded = 1). The query at position i sees the key at j iff j <= i and (window = 0 or j < sinks or i - j < window).
+ * Rows >= newTokens[b] are not written and give 0; a row whose slot would be >= C is not written and gives NaN.
+ */
+typedef struct CtxSinkWindowAttentionParams
+{
+    uint64_t size;
+    void const* query;             /* [B, Hq, S, D] */
+    void const* key;               /* [B, Hkv, S, D] */
+    void const* value;             /* [B, Hkv, S, D] */
+    void const* pastKey;           /* [B, Hkv, C, D] */
+    void const* pastValue;         /* [B, Hkv, C, D] */
+    int64_t const* seen;           /* [B], tokens before this call */
+    int64_t const* newTokens;      /* [B], rows of this call that are tokens */
+    void const* sinkQuery;         /* [B, Hq, S, D] for keys below `sinks`, or null: `query` serves all keys */
+    float const* inverseFrequency; /* [frequencyBatch, F], or null: keys are stored rotated */
+    float const* multiplier;       /* [multiplierBatch], or null with inverseFrequency */
+    float const* headSink;         /* [Hq], logits that only add to the softmax denominator, or null */
+    void* output;                  /* [B, Hq, S, D] */
+    void* presentKey;              /* [B, Hkv, C, D]; pastKey itself, or memory apart from it, then past is copied */
+    void* presentValue;            /* [B, Hkv, C, D]; likewise */
+    int64_t batch;
+    int64_t queryHeads;
+    int64_t kvHeads;
+    int64_t rows;
+    int64_t capacity;
+    int64_t headDim;
+    int64_t sinks;
+    int64_t window;
+    int64_t rotaryDim;       /* rotation of unrotated keys when they are read; 0: keys are stored rotated */
+    int64_t frequencyBatch;  /* 1 or B */
+    int64_t multiplierBatch; /* 1 or B */
+    float scale;             /* factor on q . k */
+    float softcap;           /* logits become softcap * tanh(logits / softcap); 0: none */
+    int32_t bounded;         /* 0 or 1 */
+    int32_t interleaved;     /* 0 or 1 */
+    int32_t dataType;        /* CtxDataType of query, key, value, caches and output */
+} CtxSinkWindowAttentionParams;
+
+CTX_API CtxStatus ctxScaledRotaryEmbedding(CtxScaledRotaryEmbeddingParams const* params, void* stream);
+CTX_API CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, void* stream);
+
+/* What the last failed call of this thread said; empty if none failed. Valid until the thread's next failure. */
+CTX_API char const* ctxLastErrorMessage(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* CTX_PLUGINS_CTX_KERNELS_H */

@@ -1,0 +1,90 @@
+// Storage types of tensors and their conversion to float32, in which all arithmetic is done.
+#pragma once
+
+#include "kernels/common/platform.cuh"
+
+#if !defined(CTX_HOST_EXECUTION)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#else
+#include "host/half_conversion.h"
+#endif
+
+namespace ctx
+{
+
+struct Half
+{
+    uint16_t bits;
+};
+
+struct BFloat16
+{
+    uint16_t bits;
+};
+
+CTX_HOST_DEVICE float toFloat(float value)
+{
+    return value;
+}
+
+CTX_HOST_DEVICE float toFloat(Half value)
+{
+#if !defined(CTX_HOST_EXECUTION)
+    return __half2float(__half(__half_raw{value.bits}));
+#else
+    return host::halfToFloat(value.bits);
+#endif
+}
+
+CTX_HOST_DEVICE float toFloat(BFloat16 value)
+{
+#if !defined(CTX_HOST_EXECUTION)
+    return __bfloat162float(__nv_bfloat16(__nv_bfloat16_raw{value.bits}));
+#else
+    return host::bfloat16ToFloat(value.bits);
+#endif
+}
+
+template <typename T>
+CTX_HOST_DEVICE T fromFloat(float value);
+
+template <>
+CTX_HOST_DEVICE float fromFloat<float>(float value)
+{
+    return value;
+}
+
+template <>
+CTX_HOST_DEVICE Half fromFloat<Half>(float value)
+{
+#if !defined(CTX_HOST_EXECUTION)
+    return Half{static_cast<__half_raw>(__float2half_rn(value)).x};
+#else
+    return Half{host::floatToHalf(value)};
+#endif
+}
+
+template <>
+CTX_HOST_DEVICE BFloat16 fromFloat<BFloat16>(float value)
+{
+#if !defined(CTX_HOST_EXECUTION)
+    return BFloat16{static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(value)).x};
+#else
+    return BFloat16{host::floatToBfloat16(value)};
+#endif
+}
+
+// COUNT consecutive elements that move as one access where COUNT * sizeof(T) is 16.
+template <typename T, int COUNT>
+struct alignas(sizeof(T) * COUNT) Pack
+{
+    T values[COUNT];
+};
+
+constexpr int kVECTOR_BYTES = 16;
+
+template <typename T>
+constexpr int kVECTOR_ELEMENTS = kVECTOR_BYTES / static_cast<int>(sizeof(T));
+
+} // namespace ctx

@@ -1,0 +1,41 @@
+// The launchers, one per operator, and what they return.
+#pragma once
+
+#include "kernels/common/runtime.h"
+#include "kernels/scaled_rotary_embedding/scaled_rotary_embedding_params.h"
+#include "kernels/sink_window_attention/sink_window_attention_params.h"
+
+namespace ctx
+{
+
+struct LaunchResult
+{
+    CtxStatus status{CTX_STATUS_SUCCESS};
+    std::string text;
+
+    static LaunchResult invalid(std::string const& fault)
+    {
+        return LaunchResult{CTX_STATUS_INVALID_ARGUMENT, fault};
+    }
+
+    static LaunchResult fromCuda(cudaError_t error, char const* what)
+    {
+        if (error == cudaSuccess)
+        {
+            return {};
+        }
+        return LaunchResult{CTX_STATUS_LAUNCH_FAILED,
+            message(what, " was not launched: ", cudaGetErrorString(error), " (CUDA error ", static_cast<int>(error),
+                "); check that this GPU's architecture is one the library was built for")};
+    }
+
+    bool isSuccess() const
+    {
+        return status == CTX_STATUS_SUCCESS;
+    }
+};
+
+LaunchResult launchScaledRotaryEmbedding(ScaledRotaryEmbeddingParams const& params, cudaStream_t stream);
+LaunchResult launchSinkWindowAttention(SinkWindowAttentionParams const& params, cudaStream_t stream);
+
+} // namespace ctx

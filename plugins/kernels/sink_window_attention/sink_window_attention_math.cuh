@@ -1,0 +1,141 @@
+// Cache slots, visible tokens and the online softmax of SinkWindowAttention, as FORMULAS.md section 3 defines them.
+#pragma once
+
+#include "kernels/common/platform.cuh"
+#include "kernels/sink_window_attention/sink_window_attention_params.h"
+
+#include <cmath>
+
+namespace ctx
+{
+
+constexpr float kLOG2_E = 1.4426950408889634F;
+
+CTX_HOST_DEVICE int64_t smaller(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+CTX_HOST_DEVICE int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+// Where the tokens of one sequence are kept.
+struct CacheLayout
+{
+    int64_t capacity;
+    int64_t sinks;
+    int64_t ring; // slots after the sinks; 0: slot = token
+
+    // Slot of a token >= 0; at or above `capacity` there is none.
+    CTX_HOST_DEVICE int64_t slotOf(int64_t token) const
+    {
+        return ring == 0 || token < sinks ? token : sinks + (token - sinks) % ring;
+    }
+
+    // Whether a token is still in its slot once `end` tokens have been written.
+    CTX_HOST_DEVICE bool isKept(int64_t token, int64_t end) const
+    {
+        return ring == 0 || token < sinks || token + ring >= end;
+    }
+};
+
+CTX_HOST_DEVICE CacheLayout layoutOf(CtxSinkWindowAttentionParams const& params)
+{
+    return CacheLayout{params.capacity, params.sinks, params.bounded != 0 ? params.capacity - params.sinks : 0};
+}
+
+// One sequence's part in a call. Rows [0, answered) attend, rows [answered, count) have no slot, the rest is padding.
+struct Sequence
+{
+    int64_t seen;
+    int64_t count;
+    int64_t answered;
+};
+
+CTX_HOST_DEVICE Sequence sequenceOf(CtxSinkWindowAttentionParams const& params, int64_t batch)
+{
+    Sequence sequence{};
+    sequence.seen = params.seen[batch];
+    sequence.count = larger(0, smaller(params.newTokens[batch], params.rows));
+    sequence.answered = params.bounded != 0 ? sequence.count : smaller(sequence.count, params.capacity - sequence.seen);
+    if (sequence.seen < 0 || sequence.answered < 0)
+    {
+        sequence.answered = 0;
+    }
+    return sequence;
+}
+
+// Consecutive tokens [begin, end). Those of the sinks ignore the window and use the sink query.
+struct TokenRange
+{
+    int64_t begin;
+    int64_t end;
+    bool isSinks;
+};
+
+CTX_HOST_DEVICE bool isVisible(TokenRange const& range, int64_t window, int64_t position, int64_t token)
+{
+    return token < range.end && token <= position && (range.isSinks || window == 0 || position - token < window);
+}
+
+// Sinks that any query in positions [first, last] sees.
+CTX_HOST_DEVICE TokenRange sinkRange(int64_t sinks, int64_t last)
+{
+    return TokenRange{0, smaller(sinks, last + 1), true};
+}
+
+// Tokens after the sinks that any query in positions [first, last] sees, of those kept after `end` tokens.
+CTX_HOST_DEVICE TokenRange windowRange(
+    CacheLayout const& layout, int64_t window, int64_t first, int64_t last, int64_t end)
+{
+    int64_t begin = layout.sinks;
+    if (window > 0)
+    {
+        begin = larger(begin, first - window + 1);
+    }
+    if (layout.ring > 0)
+    {
+        begin = larger(begin, end - layout.ring);
+    }
+    return TokenRange{begin, last + 1, false};
+}
+
+// Logit in units of ln 2, so that the softmax can use powers of two.
+CTX_HOST_DEVICE float scaledLogit(float product, float scale, float softcap)
+{
+    float const logit = product * scale;
+    return (softcap > 0.0F ? softcap * tanhf(logit / softcap) : logit) * kLOG2_E;
+}
+
+// Running softmax of one query: weights are 2^(logit - maximum).
+struct SoftmaxState
+{
+    float maximum;
+    float denominator;
+
+    // Takes a tile's largest logit in; returns the factor on everything summed so far.
+    CTX_HOST_DEVICE float raise(float tileMaximum)
+    {
+        float const next = fmaxf(maximum, tileMaximum);
+        float const factor = exp2f(maximum - reference(next));
+        maximum = next;
+        denominator *= factor;
+        return factor;
+    }
+
+    CTX_HOST_DEVICE float weight(float logit) const
+    {
+        return exp2f(logit - reference(maximum));
+    }
+
+private:
+    // Nothing seen yet: any finite reference gives the masked logits (-infinity) weight 0.
+    CTX_HOST_DEVICE static float reference(float value)
+    {
+        return value == -INFINITY ? 0.0F : value;
+    }
+};
+
+} // namespace ctx

@@ -1,0 +1,154 @@
+// Parameters of SinkWindowAttention and their check.
+#pragma once
+
+#include "ctx_plugins/ctx_kernels.h"
+#include "kernels/common/validation.h"
+
+#include <cmath>
+
+namespace ctx
+{
+
+struct SinkWindowAttentionParams : CtxSinkWindowAttentionParams
+{
+    static constexpr int64_t kHEAD_DIM_STEP = 8;
+    static constexpr int64_t kMAX_HEAD_DIM = 256;
+    static constexpr int64_t kMAX_CAPACITY = 2147483647;
+    static constexpr uintptr_t kALIGNMENT = 16;
+
+    bool isEmpty() const
+    {
+        return batch == 0 || rows == 0;
+    }
+
+    int64_t elementBytes() const
+    {
+        return dataType == CTX_DATA_TYPE_FLOAT32 ? 4 : 2;
+    }
+
+    int64_t cacheBytes() const
+    {
+        return batch * kvHeads * capacity * headDim * elementBytes();
+    }
+
+    // What is wrong, or an empty string.
+    std::string validate() const
+    {
+        for (std::string const& fault : {validateSizes(), validateAttributes(), validateRotation(), validatePointers()})
+        {
+            if (!fault.empty())
+            {
+                return fault;
+            }
+        }
+        return {};
+    }
+
+private:
+    std::string validateSizes() const
+    {
+        if (batch < 0 || rows < 0 || capacity < 0 || capacity > kMAX_CAPACITY || kvHeads < 1 || queryHeads < kvHeads
+            || queryHeads % kvHeads != 0)
+        {
+            return message("batch ", batch, ", query heads ", queryHeads, ", key-value heads ", kvHeads, ", rows ", rows,
+                ", cache slots ", capacity,
+                ": sizes must not be negative, slots below 2^31, query heads a multiple of key-value heads");
+        }
+        if (headDim < kHEAD_DIM_STEP || headDim > kMAX_HEAD_DIM || headDim % kHEAD_DIM_STEP != 0)
+        {
+            return message("head dimension ", headDim, " is not supported: give a multiple of ", kHEAD_DIM_STEP,
+                " up to ", kMAX_HEAD_DIM);
+        }
+        if (dataType < CTX_DATA_TYPE_FLOAT32 || dataType > CTX_DATA_TYPE_BFLOAT16)
+        {
+            return message("data type ", dataType, " is unknown: give float32 (0), float16 (1) or bfloat16 (2)");
+        }
+        return {};
+    }
+
+    std::string validateAttributes() const
+    {
+        if (sinks < 0 || window < 0)
+        {
+            return message("sinks is ", sinks, " and window ", window, ": neither may be negative");
+        }
+        if (bounded != 0 && bounded != 1)
+        {
+            return message("bounded is ", bounded, ": give 0 (slot = token) or 1 (sinks and a ring)");
+        }
+        if (bounded == 1 && capacity <= sinks)
+        {
+            return message("a bounded cache of ", capacity, " slots holds no ring after ", sinks,
+                " sinks: give sinks + window + max_chunk - 1 slots");
+        }
+        if (!std::isfinite(scale) || !std::isfinite(softcap) || softcap < 0.0F)
+        {
+            return message("scale is ", scale, " and softcap ", softcap,
+                ": both must be finite, softcap 0 (none) or positive");
+        }
+        return {};
+    }
+
+    std::string validateRotation() const
+    {
+        if (rotaryDim == 0)
+        {
+            return inverseFrequency == nullptr && multiplier == nullptr
+                ? std::string{}
+                : message("rotary_dim is 0 (keys stored rotated) but inv_freq or multiplier is given: leave both out");
+        }
+        if (rotaryDim < 0 || rotaryDim > headDim || rotaryDim % 2 != 0)
+        {
+            return message("rotary_dim is ", rotaryDim, " for a head dimension of ", headDim,
+                ": give 0 or an even number up to the head dimension");
+        }
+        if ((inverseFrequency == nullptr || multiplier == nullptr) && !isEmpty())
+        {
+            return message("rotary_dim is ", rotaryDim,
+                " (keys stored unrotated) but inv_freq or multiplier is missing: give both, or rotary_dim 0");
+        }
+        if ((frequencyBatch != 1 && frequencyBatch != batch) || (multiplierBatch != 1 && multiplierBatch != batch))
+        {
+            return message("inv_freq and multiplier have batch ", frequencyBatch, " and ", multiplierBatch,
+                " where q has ", batch, ": give 1 or that number");
+        }
+        if (interleaved != 0 && interleaved != 1)
+        {
+            return message("interleaved is ", interleaved, ": give 0 or 1");
+        }
+        return {};
+    }
+
+    std::string validatePointers() const
+    {
+        void const* const required[] = {query, key, value, output};
+        void const* const caches[] = {pastKey, pastValue, presentKey, presentValue};
+        for (void const* pointer : required)
+        {
+            if (!isEmpty() && (pointer == nullptr || !isAligned(pointer, kALIGNMENT)))
+            {
+                return message("q, k, v and y must have memory aligned to ", kALIGNMENT, " bytes, got ", pointer);
+            }
+        }
+        for (void const* pointer : caches)
+        {
+            if (cacheBytes() > 0 && (pointer == nullptr || !isAligned(pointer, kALIGNMENT)))
+            {
+                return message("the caches must have memory aligned to ", kALIGNMENT, " bytes, got ", pointer);
+            }
+        }
+        if (!isEmpty() && (seen == nullptr || newTokens == nullptr || !isAligned(sinkQuery, kALIGNMENT)))
+        {
+            return message("seen and new must have memory, and sink_q be aligned to ", kALIGNMENT, " bytes");
+        }
+        if ((pastKey != presentKey && rangesOverlap(pastKey, presentKey, cacheBytes()))
+            || (pastValue != presentValue && rangesOverlap(pastValue, presentValue, cacheBytes()))
+            || rangesOverlap(presentKey, presentValue, cacheBytes()))
+        {
+            return message("the caches overlap: present is past itself or memory apart from it, keys apart from values");
+        }
+        return {};
+    }
+};
+
+} // namespace ctx

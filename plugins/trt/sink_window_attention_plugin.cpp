@@ -1,0 +1,265 @@
+#include "trt/sink_window_attention_plugin.h"
+
+#include "ctx_plugins/ctx_kernels.h"
+#include "kernels/sink_window_attention/sink_window_attention_params.h"
+
+#include <limits>
+
+namespace ctx
+{
+namespace
+{
+
+using nvinfer1::DataType;
+
+enum Input : int32_t
+{
+    kQUERY,
+    kKEY,
+    kVALUE,
+    kPAST_KEY,
+    kPAST_VALUE,
+    kSEEN,
+    kNEW,
+    kNB_REQUIRED_INPUTS
+};
+
+enum Output : int32_t
+{
+    kOUTPUT,
+    kPRESENT_KEY,
+    kPRESENT_VALUE,
+    kNB_OUTPUTS
+};
+
+constexpr double kMAX_INTEGER = std::numeric_limits<int32_t>::max();
+constexpr double kMAX_REAL = std::numeric_limits<float>::max();
+
+template <typename T>
+T const* optionalInput(void const* const* inputs, int32_t index)
+{
+    return index < 0 ? nullptr : static_cast<T const*>(inputs[index]);
+}
+
+int64_t optionalBatch(nvinfer1::PluginTensorDesc const* descs, int32_t index)
+{
+    return index < 0 ? 1 : descs[index].dims.d[0];
+}
+
+} // namespace
+
+std::array<Field<SinkWindowAttentionAttributes>, 9> const& SinkWindowAttentionAttributes::fields()
+{
+    using A = SinkWindowAttentionAttributes;
+    static std::array<Field<A>, 9> const table{{
+        {&A::sinks, {"sinks", 0, kMAX_INTEGER, "first tokens that every later query sees"}},
+        {&A::window, {"window", 0, kMAX_INTEGER, "tokens a query sees back, itself included; 0: unlimited"}},
+        {&A::scale, {"scale", -kMAX_REAL, kMAX_REAL, "factor on q.k"}},
+        {&A::softcap, {"softcap", 0, kMAX_REAL, "logits become softcap * tanh(logits / softcap); 0: none"}},
+        {&A::alias, {"alias", 0, 1, "1: present shares memory with past"}},
+        {&A::bounded, {"bounded", 0, 1, "0: slot = token; 1: a ring of slots after the sinks"}},
+        {&A::rotaryDim, {"rotary_dim", 0, kMAX_INTEGER, "rotation of unrotated keys on read; 0: keys stored rotated"}},
+        {&A::interleaved, {"interleaved", 0, 1, "1: pairs (2i, 2i + 1); 0: pairs (i, i + rotary_dim / 2)"}},
+        {&A::optionalInputs, {"optional_inputs", 0, 0, "comma-separated names of the optional inputs present"}},
+    }};
+    return table;
+}
+
+OptionalInputs::OptionalInputs(std::string const& names)
+    : nbInputs{kNB_REQUIRED_INPUTS}
+{
+    struct Known
+    {
+        char const* name;
+        int32_t* index;
+    };
+    Known const known[] = {{"sink_q", &sinkQuery}, {"inv_freq", &inverseFrequency}, {"multiplier", &multiplier},
+        {"head_sink", &headSink}};
+    auto next = std::begin(known);
+    for (size_t begin = 0; begin < names.size();)
+    {
+        size_t const end = std::min(names.find(',', begin), names.size());
+        std::string const name = names.substr(begin, end - begin);
+        while (next != std::end(known) && name != next->name)
+        {
+            ++next;
+        }
+        if (next == std::end(known))
+        {
+            throw std::invalid_argument(message("attribute optional_inputs is \"", names, "\", where \"", name,
+                "\" is unknown, repeated or out of order: give some of sink_q,inv_freq,multiplier,head_sink in this order"));
+        }
+        *next->index = nbInputs++;
+        ++next;
+        begin = end + 1;
+    }
+}
+
+SinkWindowAttentionPlugin::SinkWindowAttentionPlugin(Attributes const& attributes)
+    : PluginBase{attributes}
+    , mOptional{attributes.optionalInputs}
+{
+    bool const rotates = mAttributes.rotaryDim > 0;
+    if (rotates != (mOptional.inverseFrequency >= 0) || rotates != (mOptional.multiplier >= 0)
+        || mAttributes.rotaryDim % 2 != 0)
+    {
+        throw std::invalid_argument(message("attribute rotary_dim is ", mAttributes.rotaryDim, " and optional_inputs \"",
+            mAttributes.optionalInputs,
+            "\": an even rotary_dim above 0 goes with inv_freq and multiplier, 0 with neither"));
+    }
+}
+
+void SinkWindowAttentionPlugin::checkCounts(int32_t nbInputs, int32_t nbOutputs) const
+{
+    if (nbInputs != mOptional.nbInputs || nbOutputs != kNB_OUTPUTS)
+    {
+        throw std::invalid_argument(message("the node has ", nbInputs, " inputs and ", nbOutputs,
+            " outputs where optional_inputs \"", mAttributes.optionalInputs, "\" asks for ", mOptional.nbInputs, " and ",
+            static_cast<int32_t>(kNB_OUTPUTS), ": name exactly the optional inputs that are connected"));
+    }
+}
+
+int32_t SinkWindowAttentionPlugin::getNbOutputs() const noexcept
+{
+    return kNB_OUTPUTS;
+}
+
+int32_t SinkWindowAttentionPlugin::getOutputDataTypes(
+    DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes, int32_t nbInputs) const noexcept
+{
+    return guarded(kNAME, "output types", 1,
+        [&]
+        {
+            checkCounts(nbInputs, nbOutputs);
+            outputTypes[kOUTPUT] = inputTypes[kQUERY];
+            outputTypes[kPRESENT_KEY] = inputTypes[kPAST_KEY];
+            outputTypes[kPRESENT_VALUE] = inputTypes[kPAST_VALUE];
+            return 0;
+        });
+}
+
+int32_t SinkWindowAttentionPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs,
+    nvinfer1::DimsExprs const*, int32_t, nvinfer1::DimsExprs* outputs, int32_t nbOutputs,
+    nvinfer1::IExprBuilder&) noexcept
+{
+    return guarded(kNAME, "output shapes", 1,
+        [&]
+        {
+            checkCounts(nbInputs, nbOutputs);
+            checkRank("q", inputs[kQUERY].nbDims, 4);
+            checkRank("k", inputs[kKEY].nbDims, 4);
+            checkRank("v", inputs[kVALUE].nbDims, 4);
+            checkRank("past_key", inputs[kPAST_KEY].nbDims, 4);
+            checkRank("past_value", inputs[kPAST_VALUE].nbDims, 4);
+            checkRank("seen", inputs[kSEEN].nbDims, 1);
+            checkRank("new", inputs[kNEW].nbDims, 1);
+            outputs[kOUTPUT] = inputs[kQUERY];
+            outputs[kPRESENT_KEY] = inputs[kPAST_KEY];
+            outputs[kPRESENT_VALUE] = inputs[kPAST_VALUE];
+            return 0;
+        });
+}
+
+bool SinkWindowAttentionPlugin::supportsFormatCombination(
+    int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t, int32_t) noexcept
+{
+    nvinfer1::PluginTensorDesc const& tensor = inOut[pos].desc;
+    if (tensor.format != nvinfer1::TensorFormat::kLINEAR)
+    {
+        return false;
+    }
+    if (pos == kSEEN || pos == kNEW)
+    {
+        return tensor.type == DataType::kINT64;
+    }
+    if (pos == mOptional.inverseFrequency || pos == mOptional.multiplier || pos == mOptional.headSink)
+    {
+        return tensor.type == DataType::kFLOAT;
+    }
+    return pos == kQUERY ? isActivationType(tensor.type) : tensor.type == inOut[kQUERY].desc.type;
+}
+
+int32_t SinkWindowAttentionPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
+    nvinfer1::DynamicPluginTensorDesc const*, int32_t nbOutputs) noexcept
+{
+    return guarded(kNAME, "configuration", 1,
+        [&]
+        {
+            using Params = SinkWindowAttentionParams;
+            checkCounts(nbInputs, nbOutputs);
+            int64_t const headDim = in[kQUERY].desc.dims.d[3];
+            if (headDim > Params::kMAX_HEAD_DIM || (headDim >= 0 && headDim % Params::kHEAD_DIM_STEP != 0))
+            {
+                throw std::invalid_argument(message("head dimension ", headDim, " is not supported: give a multiple of ",
+                    Params::kHEAD_DIM_STEP, " up to ", Params::kMAX_HEAD_DIM));
+            }
+            if (headDim >= 0 && mAttributes.rotaryDim > headDim)
+            {
+                throw std::invalid_argument(message("attribute rotary_dim is ", mAttributes.rotaryDim,
+                    " for a head dimension of ", headDim, ": give at most that"));
+            }
+            return 0;
+        });
+}
+
+int32_t SinkWindowAttentionPlugin::getAliasedInput(int32_t outputIndex) noexcept
+{
+    if (mAttributes.alias == 0)
+    {
+        return -1;
+    }
+    switch (outputIndex)
+    {
+    case kPRESENT_KEY: return kPAST_KEY;
+    case kPRESENT_VALUE: return kPAST_VALUE;
+    default: return -1;
+    }
+}
+
+int32_t SinkWindowAttentionPlugin::enqueue(nvinfer1::PluginTensorDesc const* inputDesc,
+    nvinfer1::PluginTensorDesc const*, void const* const* inputs, void* const* outputs, void*,
+    cudaStream_t stream) noexcept
+{
+    return guarded(kNAME, "enqueue", 1,
+        [&]
+        {
+            nvinfer1::Dims const& query = inputDesc[kQUERY].dims;
+            nvinfer1::Dims const& past = inputDesc[kPAST_KEY].dims;
+            CtxSinkWindowAttentionParams params{};
+            params.size = sizeof(params);
+            params.query = inputs[kQUERY];
+            params.key = inputs[kKEY];
+            params.value = inputs[kVALUE];
+            params.pastKey = inputs[kPAST_KEY];
+            params.pastValue = inputs[kPAST_VALUE];
+            params.seen = static_cast<int64_t const*>(inputs[kSEEN]);
+            params.newTokens = static_cast<int64_t const*>(inputs[kNEW]);
+            params.sinkQuery = optionalInput<void>(inputs, mOptional.sinkQuery);
+            params.inverseFrequency = optionalInput<float>(inputs, mOptional.inverseFrequency);
+            params.multiplier = optionalInput<float>(inputs, mOptional.multiplier);
+            params.headSink = optionalInput<float>(inputs, mOptional.headSink);
+            params.output = outputs[kOUTPUT];
+            params.presentKey = outputs[kPRESENT_KEY];
+            params.presentValue = outputs[kPRESENT_VALUE];
+            params.batch = query.d[0];
+            params.queryHeads = query.d[1];
+            params.kvHeads = past.d[1];
+            params.rows = query.d[2];
+            params.capacity = past.d[2];
+            params.headDim = query.d[3];
+            params.sinks = mAttributes.sinks;
+            params.window = mAttributes.window;
+            params.rotaryDim = mAttributes.rotaryDim;
+            params.frequencyBatch = optionalBatch(inputDesc, mOptional.inverseFrequency);
+            params.multiplierBatch = optionalBatch(inputDesc, mOptional.multiplier);
+            params.scale = mAttributes.scale;
+            params.softcap = mAttributes.softcap;
+            params.bounded = mAttributes.bounded;
+            params.interleaved = mAttributes.interleaved;
+            params.dataType = kernelDataType(inputDesc[kQUERY].type);
+            throwOnFailure(ctxSinkWindowAttention(&params, stream), ctxLastErrorMessage());
+            return 0;
+        });
+}
+
+} // namespace ctx
