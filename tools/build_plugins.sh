@@ -3,6 +3,9 @@
 # PIP, CUDA_MAJOR and LIBRARY. nvcc comes from the system if it is new enough, else from PyPI.
 set -eu
 
+# cuda_fp16.h includes a header of cccl.
+CUDA_PACKAGES='nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-nvvm'
+
 nvcc_major() { "$1" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p'; }
 
 system_nvcc() {
@@ -24,7 +27,7 @@ if [ -z "$nvcc" ]; then
     nvcc=$(pypi_nvcc)
     if [ ! -x "$nvcc" ]; then
         echo "No CUDA compiler $CUDA_MAJOR or newer on this system: installing one from PyPI into the environment"
-        $PIP install -c constraints.txt nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-nvvm
+        $PIP install -c constraints.txt $CUDA_PACKAGES
     fi
 fi
 

@@ -6,6 +6,7 @@ Oracles: the nodes written here, the manifest rows written here, and the runtime
 from __future__ import annotations
 
 import struct
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from ctx_export.build import engine
 from ctx_export.build.engine import (
     EngineRequest,
     build_engine,
@@ -298,3 +300,25 @@ def test_a_package_that_is_not_installed_gives_an_empty_folder(tmp_path):
 def test_limits_reach_the_request(tmp_path):
     built = request(tmp_path / "model.onnx", plugin_library=tmp_path)
     assert built.limits() == Limits(max_batch=2, max_chunk=7, capacity=1031)
+
+
+def test_a_builder_that_ends_its_process_becomes_an_error(tmp_path, monkeypatch):
+    """Without the plain library name the parser calls std::terminate at the first plugin."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(engine, "link_libraries", lambda package, directory: directory.mkdir())
+    with pytest.raises(UserError, match=r"crashed \(SIGABRT\).*last words: .*--engine none"):
+        build_engine(request(write_model(tmp_path)))
+    assert not (tmp_path / "model.engine").exists()
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_build_leaves_nothing_but_the_engine(tmp_path, monkeypatch):
+    scratch, place = tmp_path / "scratch", tmp_path / "package"
+    scratch.mkdir()
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    build_engine(request(write_model(place)))
+    assert sorted(p.name for p in place.iterdir()) == [SHARD, "model.engine", "model.onnx"]
+    assert list(scratch.iterdir()) == []
