@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -76,17 +77,22 @@ class CacheTensor:
         if not self._staged:
             assert self._host is not None
             return self._host
-        import onnxruntime as ort
-
         array = np.empty(self.value.shape(), NUMPY_TYPES[self._dtype])
-        ort.copy_tensors([self.value], [self._wrapped(array)])
+        self._copy(self.value, self._wrapped(array))
         return array
 
     def _commit(self, array: NDArray[Any]) -> None:
         if self._staged:
-            import onnxruntime as ort
+            self._copy(self._wrapped(array), self.value)
 
-            ort.copy_tensors([self._wrapped(array)], [self.value])
+    def _copy(self, source: Any, target: Any) -> None:
+        """Copy between devices, for which a bound run of one Identity is the way that every
+        provider and element type has."""
+        session = _identity(ONNX_TYPES[self._dtype], self._device)
+        binding = session.io_binding()
+        binding.bind_ortvalue_input("x", source)
+        binding.bind_ortvalue_output("y", target)
+        session.run_with_iobinding(binding)
 
     def _place(self, array: NDArray[Any]) -> None:
         if not self._staged:
@@ -105,3 +111,24 @@ class CacheTensor:
         if self._dtype == "bfloat16":
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, ONNX_TYPES["bfloat16"])
         return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+@cache
+def _identity(element: int, device: str) -> Any:
+    """A session of one Identity on `device`."""
+    import onnx
+    import onnxruntime as ort
+
+    x, y = (onnx.helper.make_tensor_value_info(name, element, list("bhsd")) for name in "xy")
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "copy", [x], [y]),
+        opset_imports=[onnx.helper.make_opsetid("", 23)],
+        ir_version=10,
+    )
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    if device == "cuda":
+        providers.insert(0, "CUDAExecutionProvider")
+    return ort.InferenceSession(model.SerializeToString(), settings, providers=providers)

@@ -1,4 +1,4 @@
-"""The backend of engines: TensorRT and TensorRT-RTX have one Python API, so one code serves both."""
+"""The backend of engines. TensorRT and TensorRT-RTX have one Python API: one code serves both."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def open_engine(
     if (reason := missing_gpu()) is not None:
         raise UserError(f"backend {name} needs a GPU and {reason}: use backend ort")
     engine = load_engine(trt, directory, manifest)
-    return EngineBackend(trt, engine, CudaDevice(), contract, batch)
+    return EngineBackend(engine, CudaDevice(), contract, batch)
 
 
 def _check_engine(name: str, manifest: Manifest, contract: Contract, batch: int) -> None:
@@ -113,16 +113,14 @@ class EngineBackend:
     """See `backend.Backend`. One execution context per profile: calls of several tokens run in the
     prefill profile, calls of one token in the decode profile."""
 
-    def __init__(
-        self, trt: Any, engine: Any, device: Device, contract: Contract, batch: int
-    ) -> None:
+    def __init__(self, engine: Any, device: Device, contract: Contract, batch: int) -> None:
         self._device = device
         self._contract = contract
         self._batch = batch
         self._engine = engine
         self._caches: list[tuple[DeviceTensor, DeviceTensor]] = []
         self._buffers: dict[str, tuple[int, int]] = {}  # name → address, bytes
-        self._check_names(trt)
+        self._check_names()
         self._contexts = {profile: self._context(profile) for profile in (PREFILL, DECODE)}
 
     def chunk_limit(self, slots: int) -> int:
@@ -270,7 +268,7 @@ class EngineBackend:
             self._buffers[name] = (address, size)
         return address
 
-    def _check_names(self, trt: Any) -> None:
+    def _check_names(self) -> None:
         """The engine's inputs and outputs are the manifest's."""
         engine, names = self._engine, self._contract
         found = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}

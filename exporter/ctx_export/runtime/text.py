@@ -41,7 +41,7 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with one BOS in front where the model has one: the tokenizer's
-        own template may put it there; `add_bos_token: false` leaves it out."""
+        own template may put it there already; `add_bos_token: false` leaves it out."""
         ids: list[int] = self._tokenizer.encode(text).ids
         if self._bos is not None and ids[:1] != [self._bos]:
             ids.insert(0, self._bos)
@@ -53,13 +53,16 @@ class TextCodec:
 
 
 def _wants_bos(directory: Path) -> bool | None:
-    """`add_bos_token` of tokenizer_config.json; None where it does not say."""
+    """What tokenizer_config.json says: `add_bos_token`, else whether it names a BOS token; None
+    where there is no such file."""
     try:
         config: Any = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    value = config.get("add_bos_token") if isinstance(config, dict) else None
-    return value if isinstance(value, bool) else None
+    if not isinstance(config, dict):
+        return None
+    value = config.get("add_bos_token")
+    return value if isinstance(value, bool) else config.get("bos_token") is not None
 
 
 class TextStream:
