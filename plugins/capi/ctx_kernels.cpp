@@ -32,8 +32,7 @@ CtxStatus fail(CtxStatus status, char const* text) noexcept
 
 // Runs a launcher on its C struct, of which an older caller may know only the first `size` bytes.
 template <typename Params, typename CParams>
-CtxStatus call(
-    CParams const* given, void* stream, ctx::LaunchResult (*launcher)(Params const&, cudaStream_t)) noexcept
+CtxStatus call(CParams const* given, void* stream, ctx::LaunchResult (*launcher)(Params const&, cudaStream_t)) noexcept
 {
     if (given == nullptr || given->size < sizeof(uint64_t))
     {

@@ -111,8 +111,7 @@ cudaError_t runGrid(LaunchShape const& shape, void (*thread)(void*), void* argum
 } // namespace host
 
 template <typename... Params, typename... Arguments>
-cudaError_t launch(
-    void (*kernel)(Params...), LaunchShape const& shape, cudaStream_t, Arguments const&... arguments)
+cudaError_t launch(void (*kernel)(Params...), LaunchShape const& shape, cudaStream_t, Arguments const&... arguments)
 {
     using Call = std::pair<void (*)(Params...), std::tuple<std::decay_t<Params>...>>;
     Call call{kernel, std::tuple<std::decay_t<Params>...>{arguments...}};

@@ -94,7 +94,6 @@ void Fiber::start(FiberBody body)
     auto* top = reinterpret_cast<void**>(mContext->stack.bottom() + kSTACK_BYTES);
     constexpr int kSAVED_REGISTERS = 6;
     *--top = nullptr;
-    *--top = nullptr;
     *--top = reinterpret_cast<void*>(body);
     for (int i = 0; i < kSAVED_REGISTERS; ++i)
     {

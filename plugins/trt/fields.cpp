@@ -47,8 +47,8 @@ double numberInRange(PluginFieldCollection const& fields, FieldRule const& rule,
     PluginField const* const field = findField(fields, rule.name);
     if (field == nullptr)
     {
-        throw std::invalid_argument(message("attribute ", rule.name, " is missing: write it on the node (", rule.meaning,
-            "); the defaults of a function do not reach a plugin"));
+        throw std::invalid_argument(message("attribute ", rule.name, " is missing: write it on the node (",
+            rule.meaning, "); the defaults of a function do not reach a plugin"));
     }
     double const number = numberOf(*field);
     if (!(number >= rule.minimum && number <= rule.maximum))

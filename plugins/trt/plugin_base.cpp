@@ -37,8 +37,7 @@ void checkRank(char const* tensor, int32_t rank, int32_t expected)
 {
     if (rank != expected)
     {
-        throw std::invalid_argument(
-            message("input ", tensor, " has ", rank, " dimensions: give it ", expected));
+        throw std::invalid_argument(message("input ", tensor, " has ", rank, " dimensions: give it ", expected));
     }
 }
 

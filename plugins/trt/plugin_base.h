@@ -75,8 +75,8 @@ public:
         return kPLUGIN_NAMESPACE;
     }
 
-    int32_t onShapeChange(nvinfer1::PluginTensorDesc const*, int32_t, nvinfer1::PluginTensorDesc const*,
-        int32_t) noexcept override
+    int32_t onShapeChange(
+        nvinfer1::PluginTensorDesc const*, int32_t, nvinfer1::PluginTensorDesc const*, int32_t) noexcept override
     {
         return 0;
     }

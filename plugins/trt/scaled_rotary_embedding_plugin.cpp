@@ -44,7 +44,8 @@ ScaledRotaryEmbeddingPlugin::ScaledRotaryEmbeddingPlugin(Attributes const& attri
 {
     if (mAttributes.rotaryDim % 2 != 0)
     {
-        throw std::invalid_argument(message("attribute rotary_dim is ", mAttributes.rotaryDim, ": give an even number"));
+        throw std::invalid_argument(
+            message("attribute rotary_dim is ", mAttributes.rotaryDim, ": give an even number"));
     }
 }
 
@@ -111,9 +112,9 @@ int32_t ScaledRotaryEmbeddingPlugin::configurePlugin(nvinfer1::DynamicPluginTens
             int64_t const pairs = in[kINVERSE_FREQUENCY].desc.dims.d[1];
             if ((headDim >= 0 && headDim < mAttributes.rotaryDim) || (pairs >= 0 && 2 * pairs != mAttributes.rotaryDim))
             {
-                throw std::invalid_argument(message("attribute rotary_dim is ", mAttributes.rotaryDim,
-                    " for a head dimension of ", headDim, " and ", pairs,
-                    " frequencies: give at most the head dimension, and half as many frequencies"));
+                throw std::invalid_argument(
+                    message("attribute rotary_dim is ", mAttributes.rotaryDim, " for a head dimension of ", headDim,
+                        " and ", pairs, " frequencies: give at most the head dimension, and half as many frequencies"));
             }
             return 0;
         });

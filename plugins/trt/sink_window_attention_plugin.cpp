@@ -73,8 +73,8 @@ OptionalInputs::OptionalInputs(std::string const& names)
         char const* name;
         int32_t* index;
     };
-    Known const known[] = {{"sink_q", &sinkQuery}, {"inv_freq", &inverseFrequency}, {"multiplier", &multiplier},
-        {"head_sink", &headSink}};
+    Known const known[] = {
+        {"sink_q", &sinkQuery}, {"inv_freq", &inverseFrequency}, {"multiplier", &multiplier}, {"head_sink", &headSink}};
     auto next = std::begin(known);
     for (size_t begin = 0; begin < names.size();)
     {
@@ -87,7 +87,8 @@ OptionalInputs::OptionalInputs(std::string const& names)
         if (next == std::end(known))
         {
             throw std::invalid_argument(message("attribute optional_inputs is \"", names, "\", where \"", name,
-                "\" is unknown, repeated or out of order: give some of sink_q,inv_freq,multiplier,head_sink in this order"));
+                "\" is unknown, repeated or out of order: give some of sink_q,inv_freq,multiplier,head_sink in this "
+                "order"));
         }
         *next->index = nbInputs++;
         ++next;
@@ -103,9 +104,9 @@ SinkWindowAttentionPlugin::SinkWindowAttentionPlugin(Attributes const& attribute
     if (rotates != (mOptional.inverseFrequency >= 0) || rotates != (mOptional.multiplier >= 0)
         || mAttributes.rotaryDim % 2 != 0)
     {
-        throw std::invalid_argument(message("attribute rotary_dim is ", mAttributes.rotaryDim, " and optional_inputs \"",
-            mAttributes.optionalInputs,
-            "\": an even rotary_dim above 0 goes with inv_freq and multiplier, 0 with neither"));
+        throw std::invalid_argument(message("attribute rotary_dim is ", mAttributes.rotaryDim,
+            " and optional_inputs \"", mAttributes.optionalInputs,
+            "\": give an even rotary_dim above 0 together with inv_freq and multiplier, or 0 and neither"));
     }
 }
 
@@ -114,8 +115,8 @@ void SinkWindowAttentionPlugin::checkCounts(int32_t nbInputs, int32_t nbOutputs)
     if (nbInputs != mOptional.nbInputs || nbOutputs != kNB_OUTPUTS)
     {
         throw std::invalid_argument(message("the node has ", nbInputs, " inputs and ", nbOutputs,
-            " outputs where optional_inputs \"", mAttributes.optionalInputs, "\" asks for ", mOptional.nbInputs, " and ",
-            static_cast<int32_t>(kNB_OUTPUTS), ": name exactly the optional inputs that are connected"));
+            " outputs where optional_inputs \"", mAttributes.optionalInputs, "\" asks for ", mOptional.nbInputs,
+            " and ", static_cast<int32_t>(kNB_OUTPUTS), ": give optional_inputs the names of exactly those connected"));
     }
 }
 
@@ -190,8 +191,9 @@ int32_t SinkWindowAttentionPlugin::configurePlugin(nvinfer1::DynamicPluginTensor
             int64_t const headDim = in[kQUERY].desc.dims.d[3];
             if (headDim > Params::kMAX_HEAD_DIM || (headDim >= 0 && headDim % Params::kHEAD_DIM_STEP != 0))
             {
-                throw std::invalid_argument(message("head dimension ", headDim, " is not supported: give a multiple of ",
-                    Params::kHEAD_DIM_STEP, " up to ", Params::kMAX_HEAD_DIM));
+                throw std::invalid_argument(
+                    message("head dimension ", headDim, " is not supported: give a multiple of ",
+                        Params::kHEAD_DIM_STEP, " up to ", Params::kMAX_HEAD_DIM));
             }
             if (headDim >= 0 && mAttributes.rotaryDim > headDim)
             {

@@ -56,8 +56,9 @@ typedef struct CtxScaledRotaryEmbeddingParams
 /*
  * Writes the new keys and values into their cache slots, then attends from `present` alone.
  * Token t is in slot t (bounded = 0), or slot t below `sinks` and sinks + (t - sinks) mod (C - sinks) from there on
- * (bounded = 1). The query at position i sees the key at j iff j <= i and (window = 0 or j < sinks or i - j < window).
- * Rows >= newTokens[b] are not written and give 0; a row whose slot would be >= C is not written and gives NaN.
+ * (bounded = 1). The query at position i sees the key at j iff j <= i and (window = 0 or j < sinks or i - j <
+ * window). Rows >= newTokens[b] are not written and give 0; a row whose slot would be >= C is not written and gives
+ * NaN.
  */
 typedef struct CtxSinkWindowAttentionParams
 {

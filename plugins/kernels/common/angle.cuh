@@ -4,7 +4,8 @@
 // position * step modulo 2^64 is then the angle modulo one turn: whole turns fall off the top of the product.
 // Error against the stored f: the step is off by less than one unit, so the phase is off by less than
 // |position| * 2^-64 turn, that is 2.9e-9 rad at position 2^33 and 3.7e-7 rad at 2^40. Rounding the phase, at most half
-// a turn, to float32 adds at most 2^-26 turn = 9.4e-8 rad. Together below 1e-7 rad at 2^33, far inside the promised 1e-6.
+// a turn, to float32 adds at most 2^-26 turn = 9.4e-8 rad. Together below 1e-7 rad at 2^33, far inside the promised
+// 1e-6.
 #pragma once
 
 #include "kernels/common/platform.cuh"

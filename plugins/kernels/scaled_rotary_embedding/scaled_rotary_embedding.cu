@@ -37,8 +37,8 @@ Work planWork(ScaledRotaryEmbeddingParams const& params)
 }
 
 template <int COUNT>
-CTX_HOST_DEVICE void pairRotations(ScaledRotaryEmbeddingParams const& params, int64_t batch, int64_t row,
-    int32_t firstPair, CosSin (&turns)[COUNT])
+CTX_HOST_DEVICE void pairRotations(
+    ScaledRotaryEmbeddingParams const& params, int64_t batch, int64_t row, int32_t firstPair, CosSin (&turns)[COUNT])
 {
     int64_t const position = params.positions[batch * params.rows + row];
     int64_t const table = params.frequencyBatch == 1 ? 0 : batch;

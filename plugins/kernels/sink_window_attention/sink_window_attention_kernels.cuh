@@ -178,14 +178,13 @@ attendTile(CtxSinkWindowAttentionParams const params, int32_t tilesPerHead)
     WarpRows<Traits> rows;
     startRows<Traits>(rows, shared, params, place);
     int64_t const firstToken = place.firstRow / groups;
-    int64_t const lastToken
-        = smaller((place.firstRow + Traits::kTILE_ROWS - 1) / groups, sequence.answered - 1);
+    int64_t const lastToken = smaller((place.firstRow + Traits::kTILE_ROWS - 1) / groups, sequence.answered - 1);
     if (firstToken <= lastToken)
     {
         int64_t const last = sequence.seen + lastToken;
         TokenRange const sinks = sinkRange(layout.sinks, last);
-        TokenRange const recent = windowRange(
-            layout, params.window, sequence.seen + firstToken, last, sequence.seen + sequence.count);
+        TokenRange const recent
+            = windowRange(layout, params.window, sequence.seen + firstToken, last, sequence.seen + sequence.count);
         loadQueries<Traits>(shared, params, place, params.sinkQuery != nullptr ? params.sinkQuery : params.query);
         attendToRange<Traits>(rows, shared, params, layout, place, sinks);
         if (params.sinkQuery != nullptr)

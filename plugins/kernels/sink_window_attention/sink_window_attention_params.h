@@ -50,8 +50,8 @@ private:
         if (batch < 0 || rows < 0 || capacity < 0 || capacity > kMAX_CAPACITY || kvHeads < 1 || queryHeads < kvHeads
             || queryHeads % kvHeads != 0)
         {
-            return message("batch ", batch, ", query heads ", queryHeads, ", key-value heads ", kvHeads, ", rows ", rows,
-                ", cache slots ", capacity,
+            return message("batch ", batch, ", query heads ", queryHeads, ", key-value heads ", kvHeads, ", rows ",
+                rows, ", cache slots ", capacity,
                 ": sizes must not be negative, slots below 2^31, query heads a multiple of key-value heads");
         }
         if (headDim < kHEAD_DIM_STEP || headDim > kMAX_HEAD_DIM || headDim % kHEAD_DIM_STEP != 0)
@@ -83,8 +83,8 @@ private:
         }
         if (!std::isfinite(scale) || !std::isfinite(softcap) || softcap < 0.0F)
         {
-            return message("scale is ", scale, " and softcap ", softcap,
-                ": both must be finite, softcap 0 (none) or positive");
+            return message(
+                "scale is ", scale, " and softcap ", softcap, ": both must be finite, softcap 0 (none) or positive");
         }
         return {};
     }
@@ -145,7 +145,8 @@ private:
             || (pastValue != presentValue && rangesOverlap(pastValue, presentValue, cacheBytes()))
             || rangesOverlap(presentKey, presentValue, cacheBytes()))
         {
-            return message("the caches overlap: present is past itself or memory apart from it, keys apart from values");
+            return message(
+                "the caches overlap: present is past itself or memory apart from it, keys apart from values");
         }
         return {};
     }

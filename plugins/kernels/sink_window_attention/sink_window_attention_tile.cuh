@@ -49,8 +49,8 @@ struct TilePlace
 {
     int64_t batch;
     int64_t kvHead;
-    int64_t groups;    // query heads per key-value head
-    int64_t firstRow;  // packed
+    int64_t groups;   // query heads per key-value head
+    int64_t firstRow; // packed
     int64_t packedRows;
 
     CTX_HOST_DEVICE int64_t headOf(int64_t packedRow) const
@@ -136,8 +136,7 @@ CTX_DEVICE void loadKeysAndValues(SharedTile<Traits>& shared, CtxSinkWindowAtten
 }
 
 template <typename Traits>
-CTX_DEVICE void loadFrequencies(
-    SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params, int64_t batch)
+CTX_DEVICE void loadFrequencies(SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params, int64_t batch)
 {
     int32_t const pairs = static_cast<int32_t>(params.rotaryDim / 2);
     float const* frequency = params.inverseFrequency + (params.frequencyBatch == 1 ? 0 : batch) * pairs;
@@ -172,8 +171,8 @@ CTX_DEVICE void rotateKeys(
 
 // Products of this lane's key with the warp's queries.
 template <typename Traits>
-CTX_DEVICE void scoreKey(SharedTile<Traits> const& shared, int warp, int lane, int headDim,
-    float (&score)[Traits::kROWS_PER_WARP])
+CTX_DEVICE void scoreKey(
+    SharedTile<Traits> const& shared, int warp, int lane, int headDim, float (&score)[Traits::kROWS_PER_WARP])
 {
     constexpr int kROWS = Traits::kROWS_PER_WARP;
     CTX_UNROLL
@@ -199,8 +198,8 @@ CTX_DEVICE void scoreKey(SharedTile<Traits> const& shared, int warp, int lane, i
 
 // Adds the tile's weighted values; this lane's dims are pack * kLANE_PACK * 32 + lane * kLANE_PACK + 0 ….
 template <typename Traits>
-CTX_DEVICE void accumulateValues(SharedTile<Traits> const& shared, int warp, int lane,
-    float (&sum)[Traits::kROWS_PER_WARP][Traits::kDIMS_PER_LANE])
+CTX_DEVICE void accumulateValues(
+    SharedTile<Traits> const& shared, int warp, int lane, float (&sum)[Traits::kROWS_PER_WARP][Traits::kDIMS_PER_LANE])
 {
     constexpr int kROWS = Traits::kROWS_PER_WARP;
     constexpr int kPACK = Traits::kLANE_PACK;

@@ -43,11 +43,9 @@ class VExprBuilder : public VRoot
 public:
     virtual IDimensionExpr const* constant(int64_t value) = 0;
     virtual IDimensionExpr const* operation(
-        DimensionOperation op, IDimensionExpr const& first, IDimensionExpr const& second)
-        = 0;
+        DimensionOperation op, IDimensionExpr const& first, IDimensionExpr const& second) = 0;
     virtual IDimensionExpr const* declareSizeTensor(
-        int32_t outputIndex, IDimensionExpr const& opt, IDimensionExpr const& upper)
-        = 0;
+        int32_t outputIndex, IDimensionExpr const& opt, IDimensionExpr const& upper) = 0;
 };
 
 } // namespace apiv

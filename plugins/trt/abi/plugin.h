@@ -109,18 +109,14 @@ public:
         return InterfaceInfo{"PLUGIN_V3ONE_BUILD", 1, 0};
     }
 
-    virtual int32_t configurePlugin(
-        DynamicPluginTensorDesc const* in, int32_t nbInputs, DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept
-        = 0;
+    virtual int32_t configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbInputs,
+        DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept = 0;
     virtual int32_t getOutputDataTypes(
-        DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes, int32_t nbInputs) const noexcept
-        = 0;
+        DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes, int32_t nbInputs) const noexcept = 0;
     virtual int32_t getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const* shapeInputs,
-        int32_t nbShapeInputs, DimsExprs* outputs, int32_t nbOutputs, IExprBuilder& exprBuilder) noexcept
-        = 0;
+        int32_t nbShapeInputs, DimsExprs* outputs, int32_t nbOutputs, IExprBuilder& exprBuilder) noexcept = 0;
     virtual bool supportsFormatCombination(
-        int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept
-        = 0;
+        int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept = 0;
     virtual int32_t getNbOutputs() const noexcept = 0;
 
     virtual size_t getWorkspaceSize(
@@ -169,11 +165,9 @@ public:
     }
 
     virtual int32_t onShapeChange(
-        PluginTensorDesc const* in, int32_t nbInputs, PluginTensorDesc const* out, int32_t nbOutputs) noexcept
-        = 0;
+        PluginTensorDesc const* in, int32_t nbInputs, PluginTensorDesc const* out, int32_t nbOutputs) noexcept = 0;
     virtual int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* outputDesc,
-        void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept
-        = 0;
+        void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept = 0;
     virtual IPluginV3* attachToContext(IPluginResourceContext* context) noexcept = 0;
     virtual PluginFieldCollection const* getFieldsToSerialize() noexcept = 0;
 };
@@ -200,8 +194,7 @@ public:
     }
 
     virtual IPluginV3* createPlugin(
-        AsciiChar const* name, PluginFieldCollection const* fc, TensorRTPhase phase) noexcept
-        = 0;
+        AsciiChar const* name, PluginFieldCollection const* fc, TensorRTPhase phase) noexcept = 0;
     virtual PluginFieldCollection const* getFieldNames() noexcept = 0;
     virtual AsciiChar const* getPluginName() const noexcept = 0;
     virtual AsciiChar const* getPluginVersion() const noexcept = 0;

@@ -76,9 +76,8 @@ public:
     virtual void deregisterLibrary(PluginLibraryHandle handle) noexcept = 0;
     virtual bool registerCreator(IPluginCreatorInterface& creator, AsciiChar const* pluginNamespace) noexcept = 0;
     virtual IPluginCreatorInterface* const* getAllCreators(int32_t* numCreators) const noexcept = 0;
-    virtual IPluginCreatorInterface* getCreator(
-        AsciiChar const* pluginName, AsciiChar const* pluginVersion, AsciiChar const* pluginNamespace = "") noexcept
-        = 0;
+    virtual IPluginCreatorInterface* getCreator(AsciiChar const* pluginName, AsciiChar const* pluginVersion,
+        AsciiChar const* pluginNamespace = "") noexcept = 0;
     virtual bool deregisterCreator(IPluginCreatorInterface const& creator) noexcept = 0;
     virtual IPluginResource* acquirePluginResource(AsciiChar const* key, IPluginResource* resource) noexcept = 0;
     virtual int32_t releasePluginResource(AsciiChar const* key) noexcept = 0;
