@@ -1,0 +1,261 @@
+"""The plugin library inside TensorRT-RTX's ONNX parser and builder; oracle: the layer types."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from ctx_export.ops.spec import (
+    DOMAIN,
+    PLUGIN_ATTRIBUTES,
+    SCALED_ROTARY_EMBEDDING,
+    SINK_WINDOW_ATTENTION,
+)
+
+pytest.importorskip("tensorrt_rtx")
+
+HEADS, KV_HEADS, HEAD_DIM, PAIRS = 4, 2, 64, 32
+TYPES = {
+    "FLOAT": TensorProto.FLOAT,
+    "HALF": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+}
+BASE = {
+    "sinks": 4,
+    "window": 32,
+    "scale": 0.125,
+    "softcap": 0.0,
+    "alias": 0,
+    "bounded": 1,
+    "rotary_dim": 0,
+    "interleaved": 0,
+    "optional_inputs": "",
+}
+
+
+def attention_inputs(data: int, batch: Any) -> dict[str, tuple[int, list[Any]]]:
+    return {
+        "q": (data, [batch, HEADS, "S", HEAD_DIM]),
+        "k": (data, [batch, KV_HEADS, "S", HEAD_DIM]),
+        "v": (data, [batch, KV_HEADS, "S", HEAD_DIM]),
+        "past_key": (data, [batch, KV_HEADS, "C", HEAD_DIM]),
+        "past_value": (data, [batch, KV_HEADS, "C", HEAD_DIM]),
+        "seen": (TensorProto.INT64, [batch]),
+        "new": (TensorProto.INT64, [batch]),
+        "sink_q": (data, [batch, HEADS, "S", HEAD_DIM]),
+        "inv_freq": (TensorProto.FLOAT, [1, PAIRS]),
+        "multiplier": (TensorProto.FLOAT, [batch]),
+        "head_sink": (TensorProto.FLOAT, [HEADS]),
+    }
+
+
+def model(
+    node: onnx.NodeProto, inputs: dict[str, tuple[int, list[Any]]], outputs: dict[str, Any]
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [node],
+        "plugin",
+        [helper.make_tensor_value_info(name, *inputs[name]) for name in node.input],
+        [helper.make_tensor_value_info(name, *outputs[name]) for name in node.output],
+    )
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def attention_model(
+    data: int, attributes: dict[str, Any], optional: Iterable[str] | None = None, batch: Any = "B"
+) -> onnx.ModelProto:
+    """One SinkWindowAttention node; `optional` overrides the inputs that optional_inputs names."""
+    named = str(attributes.get("optional_inputs", ""))
+    connected = [name for name in named.split(",") if name] if optional is None else list(optional)
+    inputs = attention_inputs(data, batch)
+    node = helper.make_node(
+        SINK_WINDOW_ATTENTION.name,
+        [*SINK_WINDOW_ATTENTION.inputs, *connected],
+        list(SINK_WINDOW_ATTENTION.outputs),
+        domain=DOMAIN,
+        **attributes,
+        **PLUGIN_ATTRIBUTES,
+    )
+    shapes = {"y": "q", "present_key": "past_key", "present_value": "past_value"}
+    return model(node, inputs, {name: inputs[source] for name, source in shapes.items()})
+
+
+def rotary_model(data: int, attributes: dict[str, Any]) -> onnx.ModelProto:
+    inputs = {
+        "x": (data, ["B", HEADS, "S", HEAD_DIM]),
+        "positions": (TensorProto.INT64, ["B", "S"]),
+        "inv_freq": (TensorProto.FLOAT, [1, PAIRS]),
+        "multiplier": (TensorProto.FLOAT, [1]),
+    }
+    node = helper.make_node(
+        SCALED_ROTARY_EMBEDDING.name,
+        list(SCALED_ROTARY_EMBEDDING.inputs),
+        ["y"],
+        domain=DOMAIN,
+        **attributes,
+        **PLUGIN_ATTRIBUTES,
+    )
+    return model(node, inputs, {"y": inputs["x"]})
+
+
+def profiles(proto: onnx.ModelProto) -> list[dict[str, Any]]:
+    """A decode and a prefill profile over the symbolic dimensions."""
+    sizes = {
+        "B": ((1, 1, 4), (1, 2, 4)),
+        "S": ((1, 1, 1), (1, 64, 128)),
+        "C": ((163, 163, 163),) * 2,
+    }
+    result: list[dict[str, Any]] = [{}, {}]
+    for value in proto.graph.input:
+        dims = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if any(isinstance(dim, str) for dim in dims):
+            for index, shapes in enumerate(result):
+                shapes[value.name] = [
+                    [sizes[dim][index][kind] if isinstance(dim, str) else dim for dim in dims]
+                    for kind in range(3)
+                ]
+    return result
+
+
+Build = Callable[[list[onnx.ModelProto]], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def build(plugin_library: Path, tmp_path: Path) -> Build:
+    """Builds engines of models in one child process."""
+    import tensorrt_rtx_libs
+
+    libraries = tmp_path / "lib"
+    libraries.mkdir()
+    directory = Path(tensorrt_rtx_libs.__file__).parent
+    (libraries / "libtensorrt_rtx.so").symlink_to(directory / "libtensorrt_rtx.so.1")
+
+    def run(models: list[onnx.ModelProto]) -> list[dict[str, Any]]:
+        cases = []
+        for index, proto in enumerate(models):
+            path = tmp_path / f"{index}.onnx"
+            onnx.save(proto, path)
+            attributes = {item.name: item for item in proto.graph.node[0].attribute}
+            alias = "alias" in attributes and attributes["alias"].i == 1
+            cases.append({"model": str(path), "alias": alias, "profiles": profiles(proto)})
+        (tmp_path / "cases.json").write_text(json.dumps(cases))
+        child = subprocess.run(
+            [
+                sys.executable,
+                str(Path(__file__).with_name("engine_builder.py")),
+                str(plugin_library),
+                str(tmp_path / "cases.json"),
+            ],
+            env={**os.environ, "LD_LIBRARY_PATH": str(libraries)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert child.returncode == 0, child.stderr
+        report = json.loads(child.stdout.splitlines()[-1])
+        assert report["loading"] == []
+        return report["results"]
+
+    return run
+
+
+def assert_plugin_engine(result: dict[str, Any], dtype: str) -> None:
+    assert result["parsed"], result["errors"]
+    assert result["layers"].count("PLUGIN_V3") == 1, result["layers"]
+    assert result["engine_bytes"] > 0, result["errors"]
+    assert result["errors"] == []
+    assert all(name == dtype for _, name in result["outputs"])
+
+
+def test_every_dtype_and_alias_becomes_a_plugin_layer(build):
+    choices = [(name, alias) for name in TYPES for alias in (0, 1)]
+    models = [attention_model(TYPES[name], {**BASE, "alias": alias}) for name, alias in choices]
+    for (name, _), result in zip(choices, build(models), strict=True):
+        assert_plugin_engine(result, name)
+        assert [shape for shape, _ in result["outputs"]] == [
+            [-1, HEADS, -1, HEAD_DIM],
+            [-1, KV_HEADS, -1, HEAD_DIM],
+            [-1, KV_HEADS, -1, HEAD_DIM],
+        ]
+
+
+def test_rotary_becomes_a_plugin_layer(build):
+    models = [
+        rotary_model(data, {"rotary_dim": 2 * PAIRS, "interleaved": interleaved})
+        for data in TYPES.values()
+        for interleaved in (0, 1)
+    ]
+    names = [name for name in TYPES for _ in (0, 1)]
+    for name, result in zip(names, build(models), strict=True):
+        assert_plugin_engine(result, name)
+
+
+def test_every_combination_of_optional_inputs_and_attributes(build):
+    choices = [
+        {
+            **BASE,
+            "rotary_dim": 2 * PAIRS if rotates else 0,
+            "optional_inputs": ",".join(
+                ["sink_q"] * sink_q
+                + ["inv_freq", "multiplier"] * rotates
+                + ["head_sink"] * head_sink
+            ),
+            "softcap": 30.0 * sink_q,
+            "interleaved": rotates,
+            "bounded": bounded,
+            "sinks": 4 * bounded,
+            "window": 0 if rotates else 32,
+        }
+        for sink_q in (0, 1)
+        for rotates in (0, 1)
+        for head_sink in (0, 1)
+        for bounded in (0, 1)
+    ]
+    models = [attention_model(TensorProto.FLOAT16, choice) for choice in choices]
+    for result in build(models):
+        assert_plugin_engine(result, "HALF")
+
+
+WRONG = {
+    "window is -3": ({"window": -3}, None),
+    "sinks is -1": ({"sinks": -1}, None),
+    "alias is 2": ({"alias": 2}, None),
+    "bounded is 7": ({"bounded": 7}, None),
+    "softcap is -1": ({"softcap": -1.0}, None),
+    "rotary_dim is 63": (
+        {"rotary_dim": 63, "optional_inputs": "inv_freq,multiplier"},
+        None,
+    ),
+    "rotary_dim is 64 and optional_inputs": ({"rotary_dim": 64}, None),
+    "is unknown, repeated or out of order": ({"optional_inputs": "head_sink,sink_q"}, None),
+    '"block_table" is unknown': ({"optional_inputs": "block_table"}, ["sink_q"]),
+    "the node has 8 inputs": ({}, ["sink_q"]),
+    "window has": ({"window": "wide"}, None),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_wrong_attribute_is_a_clear_error(build, fault):
+    attributes, optional = WRONG[fault]
+    (result,) = build([attention_model(TensorProto.FLOAT, {**BASE, **attributes}, optional)])
+    assert result.get("engine_bytes", 0) == 0
+    assert any(fault in error and "give" in error for error in result["errors"]), result["errors"]
+
+
+@pytest.mark.parametrize("name", [name for name in BASE if name != "optional_inputs"])
+def test_missing_attribute_is_named(build, name):
+    attributes = {key: value for key, value in BASE.items() if key != name}
+    (result,) = build([attention_model(TensorProto.FLOAT, attributes)])
+    assert result.get("engine_bytes", 0) == 0
+    assert any(f"attribute {name} is missing" in error for error in result["errors"])

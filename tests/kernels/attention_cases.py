@@ -1,0 +1,150 @@
+"""Random SinkWindowAttention calls, and how the host library runs them."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctx_export.ops.reference import AttentionCase, slot_of
+from tests.kernels.host_library import DTYPES, AttentionParams, Call, HostLibrary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes and attributes of a call; one entry of `seen` and `new` per sequence."""
+
+    seen: tuple[int, ...]
+    new: tuple[int, ...]
+    rows: int
+    capacity: int
+    dim: int = 64
+    kv_heads: int = 1
+    groups: int = 1
+    sinks: int = 0
+    window: int = 0
+    bounded: bool = False
+    softcap: float = 0.0
+    sink_q: bool = False
+    head_sink: bool = False
+    rotary_dim: int = 0
+    interleaved: bool = False
+    frequency_batch: int = 1
+    dtype: str = "float32"
+    seed: int = 0
+
+
+def make_case(shape: Shape) -> AttentionCase:
+    """Random values rounded to the dtype. What no query may read is NaN: empty slots, padding."""
+    rng = np.random.default_rng(shape.seed)
+    batch = len(shape.seen)
+    element = DTYPES[shape.dtype][1]
+
+    def normal(*size: int) -> NDArray[np.float64]:
+        return rng.standard_normal(size).astype(element).astype(np.float64)
+
+    heads = shape.kv_heads * shape.groups
+    q, sink_q = (normal(batch, heads, shape.rows, shape.dim) for _ in range(2))
+    k, v = (normal(batch, shape.kv_heads, shape.rows, shape.dim) for _ in range(2))
+    past_key, past_value = (
+        normal(batch, shape.kv_heads, shape.capacity, shape.dim) for _ in range(2)
+    )
+    for b, (seen, new) in enumerate(zip(shape.seen, shape.new, strict=True)):
+        for rows in (q, sink_q, k, v):
+            rows[b, :, new:] = np.nan
+        layout = {"sinks": shape.sinks, "capacity": shape.capacity, "bounded": shape.bounded}
+        filled = {slot_of(token, **layout) for token in range(seen)}
+        empty = [slot for slot in range(shape.capacity) if slot not in filled]
+        past_key[b, :, empty] = np.nan
+        past_value[b, :, empty] = np.nan
+    frequency = 10000.0 ** (-np.arange(shape.rotary_dim // 2) / max(1, shape.rotary_dim // 2))
+    steps = 1.0 + 0.25 * np.arange(shape.frequency_batch)
+    tables = (frequency / steps[:, None]).astype(np.float32).astype(np.float64)
+    return AttentionCase(
+        q=q,
+        k=k,
+        v=v,
+        past_key=past_key,
+        past_value=past_value,
+        seen=np.array(shape.seen, np.int64),
+        new=np.array(shape.new, np.int64),
+        sinks=shape.sinks,
+        window=shape.window,
+        scale=float(np.float32(shape.dim**-0.5)),
+        softcap=shape.softcap,
+        bounded=shape.bounded,
+        sink_q=sink_q if shape.sink_q else None,
+        inv_freq=tables if shape.rotary_dim else None,
+        multiplier=(1.0 + 0.25 * np.arange(shape.frequency_batch)) if shape.rotary_dim else None,
+        head_sink=rng.standard_normal(heads).astype(np.float32) if shape.head_sink else None,
+        rotary_dim=shape.rotary_dim,
+        interleaved=shape.interleaved,
+    )
+
+
+def prepare(case: AttentionCase, dtype: str, *, alias: bool) -> Call:
+    """The C call of a case; with `alias`, present is past's memory."""
+    code, element = DTYPES[dtype]
+    batch, heads, rows, dim = case.q.shape
+    params = AttentionParams(
+        size=ctypes.sizeof(AttentionParams),
+        batch=batch,
+        queryHeads=heads,
+        kvHeads=case.past_key.shape[1],
+        rows=rows,
+        capacity=case.past_key.shape[2],
+        headDim=dim,
+        sinks=case.sinks,
+        window=case.window,
+        rotaryDim=case.rotary_dim,
+        frequencyBatch=1 if case.inv_freq is None else len(case.inv_freq),
+        multiplierBatch=1 if case.multiplier is None else len(case.multiplier),
+        scale=case.scale,
+        softcap=case.softcap,
+        bounded=int(case.bounded),
+        interleaved=int(case.interleaved),
+        dataType=code,
+    )
+    call = Call(params)
+
+    def cast(values: Any, kind: Any = element) -> Any:
+        return None if values is None else np.asarray(values).astype(kind)
+
+    tensors = {"query": case.q, "key": case.k, "value": case.v, "sinkQuery": case.sink_q}
+    for name, values in {
+        **tensors,
+        "pastKey": case.past_key,
+        "pastValue": case.past_value,
+    }.items():
+        call.point(name, cast(values))
+    call.point("seen", case.seen)
+    call.point("newTokens", case.new)
+    call.point("inverseFrequency", cast(case.inv_freq, np.float32))
+    call.point("multiplier", cast(case.multiplier, np.float32))
+    call.point("headSink", cast(case.head_sink, np.float32))
+    call.point("output", np.full(case.q.shape, -7.0, element))
+    for name, past in (("presentKey", "pastKey"), ("presentValue", "pastValue")):
+        if alias:
+            setattr(params, name, call.buffers[past].pointer)
+            call.buffers[name] = call.buffers[past]
+        else:
+            call.point(name, np.full(call.buffers[past].shape, -7.0, element))
+    return call
+
+
+def run_case(
+    library: HostLibrary, case: AttentionCase, dtype: str, *, alias: bool = False
+) -> tuple[Any, Any, Any]:
+    """(y, present_key, present_value) in the dtype."""
+    call = prepare(case, dtype, alias=alias)
+    written = (
+        "output",
+        "presentKey",
+        "presentValue",
+        *(["pastKey", "pastValue"] if alias else []),
+    )
+    library.run("ctxSinkWindowAttention", call, written)
+    return tuple(call.buffers[name].values for name in ("output", "presentKey", "presentValue"))

@@ -1,0 +1,414 @@
+"""SinkWindowAttention's kernels, executed by the host; oracle: ops.reference in float64.
+
+Slots no token was written to, and rows past `new`, hold NaN, so reading one shows in the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ctx_export.ops.reference import sink_window_attention
+from tests.kernels.attention_cases import Shape, make_case, prepare, run_case
+from tests.kernels.host_library import DTYPES, HostLibrary, KernelError
+
+# float32 arithmetic on values of size 1; outputs are then rounded once to their type.
+FLOAT32_TOLERANCE = 2e-5
+UNIT_ROUNDOFF = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def assert_matches_reference(library: HostLibrary, shape: Shape, *, alias: bool = False) -> None:
+    case = make_case(shape)
+    expected, *caches = sink_window_attention(case)
+    y, *presents = run_case(library, case, shape.dtype, alias=alias)
+    element = DTYPES[shape.dtype][1]
+    for present, cache in zip(presents, caches, strict=True):
+        assert present.dtype == element
+        np.testing.assert_array_equal(present.astype(np.float64), cache)
+    got = y.astype(np.float64)
+    assert got.shape == expected.shape
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    error = np.abs(got - expected)
+    allowed = FLOAT32_TOLERANCE + UNIT_ROUNDOFF[shape.dtype] * np.abs(expected)
+    assert not (error > allowed).any(), np.nanmax(error - allowed)
+    for b, new in enumerate(shape.new):
+        assert (got[b, :, new:] == 0).all()
+
+
+def ring(sinks: int, window: int, chunk: int) -> int:
+    return sinks + window + chunk - 1
+
+
+@pytest.mark.parametrize("alias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [8, 32, 64, 80, 96, 128, 256])
+def test_every_head_dim_and_dtype(library, dim, dtype, alias):
+    shape = Shape(seen=(0, 30), new=(11, 3), rows=11, capacity=43, dim=dim, groups=2, dtype=dtype)
+    assert_matches_reference(library, shape, alias=alias)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 19, 31, 32, 33, 65, 99])
+@pytest.mark.parametrize("window", [0, 1, 5, 33])
+def test_prefill_lengths_around_the_tiles(library, rows, window):
+    shape = Shape(
+        seen=(0, 3), new=(rows, rows), rows=rows, capacity=rows + 3, dim=32, window=window
+    )
+    assert_matches_reference(library, shape)
+
+
+@pytest.mark.parametrize("seen", [0, 1, 30, 31, 32, 33, 63, 64, 99])
+@pytest.mark.parametrize("sinks", [0, 4])
+def test_decode_lengths_around_the_tiles(library, seen, sinks):
+    window = 17 if sinks else 0
+    shape = Shape(
+        seen=(seen,),
+        new=(1,),
+        rows=1,
+        capacity=128,
+        groups=4,
+        kv_heads=2,
+        sinks=sinks,
+        window=window,
+    )
+    assert_matches_reference(library, shape)
+
+
+@pytest.mark.parametrize(("kv_heads", "groups"), [(4, 1), (2, 2), (1, 5), (2, 8), (1, 9), (1, 48)])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_grouped_and_multi_query_heads(library, kv_heads, groups, rows):
+    shape = Shape(
+        seen=(9, 0),
+        new=(rows, max(1, rows - 2)),
+        rows=rows,
+        capacity=20,
+        kv_heads=kv_heads,
+        groups=groups,
+        head_sink=True,
+    )
+    assert_matches_reference(library, shape)
+
+
+def test_ragged_batch_with_an_idle_sequence(library):
+    shape = Shape(seen=(0, 7, 40, 12), new=(5, 0, 9, 1), rows=9, capacity=50, groups=2)
+    assert_matches_reference(library, shape)
+
+
+@pytest.mark.parametrize(("sinks", "window"), [(0, 1), (0, 7), (1, 1), (4, 8), (33, 5), (5, 40)])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_sinks_and_window_in_both_layouts(library, sinks, window, bounded):
+    capacity = ring(sinks, window, 6) if bounded else 120
+    shape = Shape(
+        seen=(0, 3, 33, 100),
+        new=(6, 5, 6, 2),
+        rows=6,
+        capacity=capacity,
+        dim=32,
+        sinks=sinks,
+        window=window,
+        bounded=bounded,
+    )
+    assert_matches_reference(library, shape)
+
+
+def wrap_positions(sinks: int, capacity: int, rows: int) -> list[int]:
+    """Lengths at which a call ends before, at and after a wrap, and several rings later."""
+    size = capacity - sinks
+    return [sinks + laps * size + step for laps in (1, 2, 5) for step in (-rows, -1, 0, 1)]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+@pytest.mark.parametrize("alias", [False, True])
+def test_bounded_cache_around_every_wrap(library, chunk, alias):
+    sinks, window = 3, 20
+    capacity = ring(sinks, window, chunk)
+    seen = wrap_positions(sinks, capacity, chunk)
+    shape = Shape(
+        seen=tuple(seen),
+        new=(chunk,) * len(seen),
+        rows=chunk,
+        capacity=capacity,
+        dim=32,
+        sinks=sinks,
+        window=window,
+        bounded=True,
+        sink_q=True,
+    )
+    assert_matches_reference(library, shape, alias=alias)
+
+
+def test_ring_of_one_slot_and_ring_shorter_than_a_tile(library):
+    for capacity, window in ((5, 1), (9, 5)):
+        shape = Shape(
+            seen=(0, 4, 77),
+            new=(1, 1, 1),
+            rows=1,
+            capacity=capacity,
+            sinks=4,
+            window=window,
+            bounded=True,
+        )
+        assert_matches_reference(library, shape)
+
+
+def test_bounded_cache_far_along_keeps_its_slots(library):
+    """Positions near 2^33: the reference's walk over all tokens is replaced by a shifted cache."""
+    sinks, window, rows = 2, 9, 3
+    capacity = ring(sinks, window, rows)
+    near = sinks + 4 * (capacity - sinks) + 5
+    far = near + (2**33 // (capacity - sinks)) * (capacity - sinks)
+    shape = Shape(
+        seen=(near,), new=(3,), rows=3, capacity=capacity, sinks=sinks, window=window, bounded=True
+    )
+    case = make_case(shape)
+    expected = run_case(library, case, "float32")
+    got = run_case(library, replace(case, seen=np.array([far])), "float32")
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("softcap", [0.5, 30.0])
+def test_softcap(library, softcap):
+    shape = Shape(
+        seen=(5,), new=(8,), rows=8, capacity=13, groups=2, softcap=softcap, head_sink=True
+    )
+    assert_matches_reference(library, shape)
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("seen", [0, 2, 50])
+def test_sink_query_serves_the_sinks_only(library, bounded, seen):
+    shape = Shape(
+        seen=(seen,),
+        new=(5,),
+        rows=5,
+        capacity=ring(4, 8, 5) if bounded else 64,
+        groups=3,
+        sinks=4,
+        window=8,
+        bounded=bounded,
+        sink_q=True,
+        head_sink=True,
+    )
+    assert_matches_reference(library, shape)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("dim", "rotary_dim"), [(64, 64), (80, 32), (32, 2), (256, 256)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_unrotated_keys_are_rotated_when_read(library, interleaved, dim, rotary_dim, dtype):
+    shape = Shape(
+        seen=(0, 37),
+        new=(4, 5),
+        rows=5,
+        capacity=44,
+        dim=dim,
+        rotary_dim=rotary_dim,
+        interleaved=interleaved,
+        frequency_batch=2,
+        dtype=dtype,
+    )
+    assert_matches_reference(library, shape)
+
+
+def test_unrotated_keys_in_a_wrapped_ring(library):
+    shape = Shape(
+        seen=(61,),
+        new=(4,),
+        rows=4,
+        capacity=ring(3, 12, 4),
+        sinks=3,
+        window=12,
+        bounded=True,
+        sink_q=True,
+        rotary_dim=48,
+    )
+    assert_matches_reference(library, shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_everything_at_once(library, dtype):
+    shape = Shape(
+        seen=(0, 13, 71),
+        new=(7, 0, 4),
+        rows=7,
+        capacity=ring(5, 11, 7),
+        dim=80,
+        kv_heads=2,
+        groups=3,
+        sinks=5,
+        window=11,
+        bounded=True,
+        softcap=20.0,
+        sink_q=True,
+        head_sink=True,
+        rotary_dim=64,
+        interleaved=True,
+        frequency_batch=3,
+        dtype=dtype,
+    )
+    for alias in (False, True):
+        assert_matches_reference(library, shape, alias=alias)
+
+
+@pytest.mark.parametrize("alias", [False, True])
+def test_row_past_the_last_slot_is_nan_and_unwritten(library, alias):
+    shape = Shape(seen=(6, 8, 10), new=(4, 1, 3), rows=4, capacity=8, groups=2)
+    assert_matches_reference(library, shape, alias=alias)
+
+
+def test_cache_without_slots_gives_nan(library):
+    case = make_case(Shape(seen=(0,), new=(2,), rows=3, capacity=0))
+    y, *_ = run_case(library, case, "float32")
+    assert np.isnan(y[:, :, :2]).all() and (y[:, :, 2:] == 0).all()
+
+
+def test_counts_out_of_range_write_nothing_outside(library):
+    """`new` above S is S; a negative `new` is 0; a negative `seen` has no slots."""
+    case = make_case(Shape(seen=(2, 2, 2), new=(3, 3, 3), rows=3, capacity=8))
+    odd = replace(case, seen=np.array([2, 2, -5]), new=np.array([99, -4, 3]))
+    usual, *_ = run_case(library, case, "float32")
+    y, *_ = run_case(library, odd, "float32")
+    np.testing.assert_array_equal(y[0], usual[0])
+    assert (y[1] == 0).all()
+    assert np.isnan(y[2]).all()
+
+
+def test_chunk_longer_than_the_ring_keeps_the_newest(library):
+    """Past max_chunk the contract is broken; the newest token still owns each slot, as always."""
+    shape = Shape(
+        seen=(0,),
+        new=(14,),
+        rows=14,
+        capacity=ring(2, 4, 3),
+        sinks=2,
+        window=4,
+        bounded=True,
+        dim=32,
+    )
+    case = make_case(shape)
+    _, key, value = run_case(library, case, "float32")
+    size = shape.capacity - shape.sinks
+    for token in (0, 1, *range(14 - size, 14)):
+        slot = token if token < 2 else 2 + (token - 2) % size
+        np.testing.assert_array_equal(key[0, :, slot], case.k[0, :, token].astype(np.float32))
+        np.testing.assert_array_equal(value[0, :, slot], case.v[0, :, token].astype(np.float32))
+
+
+def test_head_sink_of_minus_infinity_adds_nothing(library):
+    case = make_case(Shape(seen=(3,), new=(4,), rows=4, capacity=8, window=2, groups=2))
+    plain, *_ = run_case(library, case, "float32")
+    without, *_ = run_case(library, replace(case, head_sink=np.full(2, -np.inf)), "float32")
+    np.testing.assert_array_equal(without, plain)
+
+
+def test_large_logits_stay_finite(library):
+    case = make_case(Shape(seen=(40,), new=(3,), rows=3, capacity=64))
+    case = replace(case, scale=300.0)
+    expected, *_ = sink_window_attention(case)
+    y, *_ = run_case(library, case, "float32")
+    # Logits of 1e4 carry an absolute error of 1e-3 in float32.
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-2)
+
+
+def test_splits_of_a_sequence_agree(library):
+    """One call of 24 tokens against calls of 1, 7, 5 and 11, in a bounded cache."""
+    base = Shape(
+        seen=(0,),
+        new=(24,),
+        rows=24,
+        capacity=ring(3, 6, 24),
+        sinks=3,
+        window=6,
+        bounded=True,
+        groups=2,
+    )
+    whole = make_case(base)
+    expected, *_ = run_case(library, whole, "float32")
+    key, value, begin = whole.past_key, whole.past_value, 0
+    for count in (1, 7, 5, 11):
+        part = slice(begin, begin + count)
+        case = replace(
+            whole,
+            q=whole.q[:, :, part],
+            k=whole.k[:, :, part],
+            v=whole.v[:, :, part],
+            past_key=key,
+            past_value=value,
+            seen=np.array([begin]),
+            new=np.array([count]),
+        )
+        y, key, value = run_case(library, case, "float32")
+        np.testing.assert_allclose(y, expected[:, :, part], rtol=0, atol=1e-6)
+        begin += count
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_low_precision_error_is_within_twice_pytorchs(library, dtype, dim):
+    """Gate of flash-attention's tests; floor 1e-6 where PyTorch happens to be exact."""
+    torch = pytest.importorskip("torch")
+    rows = 40
+    shape = Shape(
+        seen=(0,),
+        new=(rows,),
+        rows=rows,
+        capacity=rows,
+        dim=dim,
+        kv_heads=2,
+        groups=2,
+        dtype=dtype,
+    )
+    case = make_case(shape)
+    expected, *_ = sink_window_attention(case)
+    y, *_ = run_case(library, case, dtype)
+    kind = getattr(torch, dtype)
+    q, k, v = (torch.from_numpy(x).to(kind) for x in (case.q, case.k, case.v))
+    k, v = (x.repeat_interleave(2, dim=1) for x in (k, v))
+    scores = (q @ k.transpose(-1, -2)) * case.scale
+    hidden = torch.ones(rows, rows, dtype=torch.bool).triu(1)
+    theirs = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
+    their_error = np.abs(theirs.double().numpy() - expected).max()
+    error = np.abs(y.astype(np.float64) - expected).max()
+    assert error <= 2 * their_error + 1e-6
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "head dimension 12 is not supported": {"headDim": 12},
+    "head dimension 264 is not supported": {"headDim": 264},
+    "query heads 3": {"queryHeads": 3},
+    "sinks is -1": {"sinks": -1},
+    "and window -2": {"window": -2},
+    "a bounded cache of 8 slots": {"bounded": 1, "sinks": 8},
+    "scale is nan": {"scale": float("nan")},
+    "softcap -1": {"softcap": -1.0},
+    "rotary_dim is 33": {"rotaryDim": 33},
+    "inv_freq or multiplier is missing": {"rotaryDim": 32},
+    "data type 5 is unknown": {"dataType": 5},
+    "must have memory": {"query": None},
+    "seen and new must have memory": {"seen": None},
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_wrong_parameters_are_refused_with_a_message(library, fault):
+    case = make_case(Shape(seen=(0,), new=(2,), rows=2, capacity=8, kv_heads=2))
+    call = prepare(case, "float32", alias=False)
+    for name, value in WRONG[fault].items():
+        setattr(call.params, name, value)
+    with pytest.raises(KernelError, match=fault):
+        library.run("ctxSinkWindowAttention", call, ())
+
+
+def test_misaligned_and_overlapping_memory_is_refused(library):
+    case = make_case(Shape(seen=(0,), new=(2,), rows=2, capacity=8))
+    call = prepare(case, "float32", alias=False)
+    call.params.query += 4
+    with pytest.raises(KernelError, match="aligned to 16 bytes"):
+        library.run("ctxSinkWindowAttention", call, ())
+    call = prepare(case, "float32", alias=False)
+    call.params.presentKey = call.params.pastKey + 64
+    with pytest.raises(KernelError, match="the caches overlap"):
+        library.run("ctxSinkWindowAttention", call, ())
