@@ -74,7 +74,7 @@ def _meta_decoder(checkpoint: Checkpoint, precision: str, kinds: Sequence[str]) 
         config._attn_implementation = "sdpa"
         config.use_cache = False
         with torch.device("meta"):
-            decoder: torch.nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            decoder: torch.nn.Module = AutoModelForCausalLM.from_config(
                 config, dtype=getattr(torch, _TORCH_NAMES[precision]), trust_remote_code=False
             )
     except (ValueError, KeyError, ImportError, TypeError) as error:

@@ -1,0 +1,122 @@
+"""Errors of logits against a reference, and the rules that decide. Pure numpy.
+
+Every error is a share of the logit scale: the largest magnitude among the reference logits of the
+rows compared together (one prefill, or one probe).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctx_export.core.errors import UserError
+
+Floats = NDArray[np.float32]
+Errors = NDArray[np.float64]
+
+FLOAT32_TOLERANCE = 1e-3
+LOW_PRECISION_FACTOR = 2.0
+# Unit roundoff, half a unit in the last place of 1: what rounding the logits alone can cost.
+UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowErrors:
+    """Errors of R rows relative to `scale`, each [R]; infinite where a row is not finite."""
+
+    scale: float
+    maximum: Errors
+    mean: Errors
+    problems: tuple[str, ...] = ()  # NaN, Inf: one entry a kind, with the first row it is in
+
+    def at(self, first: int, last: int) -> tuple[float, float]:
+        """(largest maximum, mean of means) of the rows first … last, both included."""
+        rows = slice(first, last + 1)
+        return float(self.maximum[rows].max()), float(self.mean[rows].mean())
+
+
+def logit_scale(reference: Floats) -> float:
+    """max |reference logits|; raises ValueError where they cannot serve as a reference."""
+    if reference.size == 0 or not np.isfinite(reference).all():
+        raise ValueError(f"reference logits of shape {reference.shape} are empty or not finite")
+    return float(np.abs(reference).max()) or 1.0
+
+
+def row_errors(logits: Floats, reference: Floats, scale: float | None = None) -> RowErrors:
+    """Errors of `logits` [R,V] against `reference` [R,V]; `scale` defaults to the reference's.
+
+    Raises UserError for another shape or element type: that is another model, not an error.
+    """
+    if logits.shape != reference.shape or logits.ndim != 2:
+        raise UserError(
+            f"logits of shape {list(logits.shape)} cannot be compared with a reference of "
+            f"{list(reference.shape)}: give the checkpoint that the package was made from"
+        )
+    if logits.dtype != np.float32:
+        raise UserError(f"logits are {logits.dtype}: a session must return float32")
+    scale = logit_scale(reference) if scale is None else scale
+    finite = np.asarray(np.isfinite(logits).all(axis=1))
+    maximum, mean = np.full((2, len(logits)), np.inf)
+    for row in np.flatnonzero(finite):  # a row at a time: vocabularies are large
+        difference = np.abs(logits[row].astype(np.float64) - reference[row])
+        maximum[row], mean[row] = difference.max() / scale, difference.mean() / scale
+    return RowErrors(scale=scale, maximum=maximum, mean=mean, problems=_problems(logits, finite))
+
+
+def _problems(logits: Floats, finite: NDArray[np.bool_]) -> tuple[str, ...]:
+    if finite.all():
+        return ()
+    found = []
+    for name, test in (("NaN", np.isnan), ("Inf", np.isinf)):
+        rows = np.flatnonzero(test(logits).any(axis=1))
+        if len(rows):
+            found.append(f"{name} in {len(rows)} of {len(logits)} rows, first in row {rows[0]}")
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Largest error allowed, relative to the logit scale.
+
+    With a `tolerance` that is the limit. Without, the low-precision rule holds: twice the error of
+    PyTorch in the same `precision` on the same rows, and the unit roundoff as the floor.
+    """
+
+    precision: str  # that the logits were computed in: fp32, fp16, bf16
+    tolerance: float | None
+
+    @classmethod
+    def of(cls, precision: str, tolerance: float | None) -> Rule:
+        """The rule for logits computed in `precision`; a tolerance given replaces it."""
+        if tolerance is not None and not 0 < tolerance < 1:
+            raise UserError(
+                f"tolerance is {tolerance:g}: give a share of the logit scale above 0 and below "
+                f"1, such as {FLOAT32_TOLERANCE:g}"
+            )
+        if tolerance is None and precision == "fp32":
+            tolerance = FLOAT32_TOLERANCE
+        return cls(precision=precision, tolerance=tolerance)
+
+    @property
+    def needs_peer(self) -> bool:
+        """Whether PyTorch must be run in the same precision."""
+        return self.tolerance is None
+
+    def limit(self, peer: RowErrors | None) -> float:
+        """The largest error allowed on rows where PyTorch in that precision erred by `peer`."""
+        if self.tolerance is not None:
+            return self.tolerance
+        if peer is None:
+            raise ValueError("the low-precision rule needs PyTorch's error in that precision")
+        return LOW_PRECISION_FACTOR * float(peer.maximum.max()) + UNIT_ROUNDOFF[self.precision]
+
+    def describe(self) -> str:
+        """The rule in words."""
+        if self.tolerance is not None:
+            return f"error at most {self.tolerance:g} of the logit scale"
+        return (
+            f"error at most {LOW_PRECISION_FACTOR:g} × that of PyTorch in {self.precision} "
+            f"+ {UNIT_ROUNDOFF[self.precision]:.3g} of the logit scale"
+        )

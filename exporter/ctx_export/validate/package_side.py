@@ -1,0 +1,169 @@
+"""What the package says: the same tokens through a session, cut in different ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctx_export.core.progress import Progress
+from ctx_export.runtime.session import Session
+from ctx_export.validate.compare import RowErrors, Rule, row_errors
+from ctx_export.validate.positions import PROBE_DECODE, ValidationPlan, ragged_chunks
+from ctx_export.validate.reference_side import BlockReference, References
+from ctx_export.validate.report import Row
+from ctx_export.validate.synthetic import Cache
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+# Logits of one feed; a longer prefill is fed in pieces.
+_FEED_BYTES = 128 << 20
+_DECODE_BEFORE, _DECODE_AFTER = 2, 2  # tokens decoded around a position of the table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """Rows of the table and what else went wrong, a line each."""
+
+    rows: tuple[Row, ...]
+    problems: tuple[str, ...]
+
+
+def compare_session(
+    session: Session,
+    plan: ValidationPlan,
+    references: References,
+    rule: Rule,
+    progress: Progress,
+) -> Compared:
+    """Feed the plan's tokens to a session of one sequence and judge the logits by `rule`."""
+    table = _Table(plan, rule)
+    tokens, block = references.tokens, references.prefill
+    total = 3 + len(references.probes)
+    table.add("prefill", block, prefill(session, tokens, block.positions))
+    progress.update(1, total)
+    table.add("chunks", block, chunked(session, tokens, block.positions))
+    progress.update(2, total)
+    positions, logits = decoded(session, plan, tokens)
+    kept = np.isin(positions, block.positions)
+    table.add("decode", _part(block, positions[kept]), logits[kept])
+    for number, (probe, expected) in enumerate(references.probes, 3):
+        progress.update(number, total)
+        assert references.cache is not None
+        past = references.cache.first(probe.start)
+        table.add(
+            "probe", expected, probed(session, past, references.probe_tokens[: probe.tokens])
+        )
+    progress.update(total, total)
+    return Compared(rows=tuple(table.rows), problems=tuple(table.problems))
+
+
+def prefill(session: Session, tokens: Ints, rows: Ints) -> Floats:
+    """Logits [R,V] of `rows`, the whole sequence fed at once: the session cuts it into chunks."""
+    most = max(1, _FEED_BYTES // (4 * session.contract.vocab))
+    return _fed(session, tokens, rows, [most] * (len(tokens) // most) + [len(tokens) % most])
+
+
+def chunked(session: Session, tokens: Ints, rows: Ints) -> Floats:
+    """Logits [R,V] of `rows`, the sequence fed in ragged chunks."""
+    return _fed(session, tokens, rows, ragged_chunks(len(tokens)))
+
+
+def decoded(session: Session, plan: ValidationPlan, tokens: Ints) -> tuple[Ints, Floats]:
+    """Positions [R] fed one token at a time, around each of the table's, and their logits."""
+    session.reset()
+    positions: list[int] = []
+    logits: list[Floats] = []
+    done = 0
+    for position in plan.positions:
+        first = max(done, position - _DECODE_BEFORE)
+        end = min(len(tokens), position + _DECODE_AFTER + 1)
+        if first >= end:
+            continue
+        if first > done:
+            session.feed(tokens[None, done:first], logits="last")
+        for index in range(first, end):
+            logits.append(session.feed(tokens[None, index : index + 1])[0])
+            positions.append(index)
+        done = end
+    return np.asarray(positions, np.int64), np.concatenate(logits)
+
+
+def probed(session: Session, past: Cache, tokens: Ints) -> Floats:
+    """Logits [N,V] of tokens that follow `past`: a chunk, then the last few one at a time."""
+    session.reset()
+    session.load_cache(past.keys, past.values, past.length)
+    split = len(tokens) - min(PROBE_DECODE, len(tokens) - 1)
+    parts = [session.feed(tokens[None, :split])[0]]
+    parts += [session.feed(tokens[None, i : i + 1])[0] for i in range(split, len(tokens))]
+    return np.concatenate(parts)
+
+
+def _fed(session: Session, tokens: Ints, rows: Ints, chunks: list[int]) -> Floats:
+    session.reset()
+    kept: list[Floats] = []
+    start = 0
+    for chunk in chunks:
+        if not chunk:
+            continue
+        wanted = rows[(rows >= start) & (rows < start + chunk)] - start
+        kept.append(session.feed(tokens[None, start : start + chunk])[0][wanted])
+        start += chunk
+    return np.concatenate(kept)
+
+
+def _part(block: BlockReference, positions: Ints) -> BlockReference:
+    """The rows of `block` at `positions`, with errors still relative to the block's scale."""
+    index = np.searchsorted(block.positions, positions)
+    return BlockReference(
+        positions=positions,
+        logits=block.logits[index],
+        own_table=_some(block.own_table, index),
+        unmodified=_some(block.unmodified, index),
+        peers={name: _some(errors, index) for name, errors in block.peers.items()},
+    )
+
+
+def _some(errors: RowErrors, index: Ints) -> RowErrors:
+    return RowErrors(scale=errors.scale, maximum=errors.maximum[index], mean=errors.mean[index])
+
+
+class _Table:
+    """Collects rows: one for each listed position of a block, and one for all of it."""
+
+    def __init__(self, plan: ValidationPlan, rule: Rule) -> None:
+        self._listed = plan.positions
+        self._rule = rule
+        self.rows: list[Row] = []
+        self.problems: list[str] = []
+
+    def add(self, how: str, block: BlockReference, logits: Floats) -> None:
+        errors = row_errors(logits, block.logits, block.unmodified.scale)
+        where = f"positions {block.positions[0]} to {block.positions[-1]}"
+        self.problems += [f"{how} of {where}: {problem}" for problem in errors.problems]
+        for index in np.flatnonzero(np.isin(block.positions, self._listed)):
+            self._row(how, block, errors, int(index), int(index))
+        if len(block.positions) > 1:
+            self._row(how, block, errors, 0, len(block.positions) - 1)
+
+    def _row(
+        self, how: str, block: BlockReference, errors: RowErrors, first: int, last: int
+    ) -> None:
+        peer = block.peers.get(self._rule.precision)
+        limit = self._rule.limit(peer)
+        maximum, mean = errors.at(first, last)
+        self.rows.append(
+            Row(
+                position=int(block.positions[first]),
+                last=int(block.positions[last]),
+                how=how,
+                max_error=maximum,
+                mean_error=mean,
+                limit=limit,
+                transformers=block.unmodified.at(first, last)[0],
+                own_table=block.own_table.at(first, last)[0],
+                peer=None if peer is None else peer.at(first, last)[0],
+            )
+        )

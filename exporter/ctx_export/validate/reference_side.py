@@ -1,0 +1,176 @@
+"""What PyTorch says: logits of the prefill and of every probe, and its own errors beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctx_export.core.progress import Progress
+from ctx_export.validate.compare import RowErrors, row_errors
+from ctx_export.validate.positions import Probe, ValidationPlan
+from ctx_export.validate.synthetic import CALIBRATION_TOKENS, Cache, synthetic_cache
+from ctx_export.validate.torch_reference import HuggingFaceRope, Rotary, TorchReference
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_TOKEN_SEED = 20230831
+# Rows of the prefill whose logits are kept: all, or evenly spread ones within this much memory.
+_LOGIT_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceSettings:
+    """How PyTorch is run: from where, with which rotation, in which precisions."""
+
+    checkpoint: Path
+    rope: HuggingFaceRope
+    weights: str  # the package's precision; the model's weights are rounded to it
+    peers: tuple[str, ...] = ()  # low precisions that PyTorch is also run in
+    by_layer: bool = False
+
+    def open(self, compute: str = "fp32") -> TorchReference:
+        """The model computing in `compute`."""
+        return TorchReference(
+            self.checkpoint,
+            self.rope,
+            weights=self.weights,
+            compute=compute,
+            by_layer=self.by_layer,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockReference:
+    """Logits [R,V] of rows computed together, and PyTorch's own errors on them.
+
+    `positions` [R] are absolute. `own_table`: float64 angles over transformers' own table.
+    `unmodified`: transformers as it is. `peers`: PyTorch in low precisions, by name.
+    """
+
+    positions: Ints
+    logits: Floats
+    own_table: RowErrors
+    unmodified: RowErrors
+    peers: dict[str, RowErrors]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class References:
+    """What the package's side is compared with; a probe follows the beginning of `cache`."""
+
+    tokens: Ints  # [N] of the prefill
+    prefill: BlockReference
+    probes: tuple[tuple[Probe, BlockReference], ...]
+    probe_tokens: Ints  # a probe feeds the first of them
+    cache: Cache | None
+    inv_freq: Floats
+    multiplier: float
+
+
+def random_tokens(count: int, vocab: int) -> Ints:
+    """`count` seeded token ids, [N]."""
+    return np.random.default_rng(_TOKEN_SEED).integers(0, vocab, count, dtype=np.int64)
+
+
+def kept_rows(plan: ValidationPlan, vocab: int) -> Ints:
+    """Positions of the prefill to compare: the table's with their neighbours, and as many evenly
+    spread ones as fit into memory (all of them, for a small vocabulary)."""
+    limit = max(64, _LOGIT_BYTES // (4 * vocab))
+    if plan.prefill <= limit:
+        return np.arange(plan.prefill, dtype=np.int64)
+    near = [p + step for p in plan.positions for step in (-2, -1, 0, 1, 2)]
+    spread = np.linspace(0, plan.prefill - 1, limit).astype(np.int64)
+    wanted = np.unique([*near, *spread])
+    return np.asarray(wanted[(wanted >= 0) & (wanted < plan.prefill)], np.int64)
+
+
+def reference_logits(
+    settings: ReferenceSettings, plan: ValidationPlan, progress: Progress
+) -> References:
+    """Run PyTorch over the plan, first in float32, then in the peers' precisions."""
+    model = settings.open()
+    tokens = random_tokens(max(plan.prefill, CALIBRATION_TOKENS), model.vocab)
+    cache = _synthetic(model, plan, tokens, settings.weights)
+    calls = _calls(plan, tokens, kept_rows(plan, model.vocab), cache)
+    total = len(calls) * (1 + len(settings.peers))
+    measured = []
+    for done, call in enumerate(calls, 1):
+        measured.append(_measured(model, call))
+        progress.update(done, total)
+    inv_freq, multiplier = model.inv_freq, model.multiplier
+    del model  # one model in memory at a time
+    for number, precision in enumerate(settings.peers, 1):
+        peer = settings.open(precision)
+        for index, call in enumerate(calls):
+            errors = row_errors(call.run(peer, Rotary.EXACT), measured[index].logits)
+            measured[index].peers[precision] = errors
+            progress.update(number * len(calls) + index + 1, total)
+        del peer
+    return References(
+        tokens=tokens[: plan.prefill],
+        prefill=measured[0],
+        probes=tuple(zip(plan.probes, measured[1:], strict=True)),
+        probe_tokens=tokens[:CALIBRATION_TOKENS],
+        cache=cache,
+        inv_freq=inv_freq,
+        multiplier=multiplier,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """One computation of the plan: `run` gives the logits [R,V] at `positions` [R]."""
+
+    positions: Ints
+    run: Callable[[TorchReference, Rotary], Floats]
+
+
+def _calls(plan: ValidationPlan, tokens: Ints, rows: Ints, cache: Cache | None) -> list[_Call]:
+    """The prefill, then the probes."""
+
+    def prefill(model: TorchReference, rotary: Rotary) -> Floats:
+        ids = tokens[: plan.prefill]
+        logits: Floats = model.logits(ids, rows=rows.tolist(), rotary=rotary)[0]
+        return logits
+
+    def probing(probe: Probe) -> Callable[[TorchReference, Rotary], Floats]:
+        def run(model: TorchReference, rotary: Rotary) -> Floats:
+            assert cache is not None
+            past = cache.first(probe.start)
+            logits: Floats = model.probe(past, tokens[: probe.tokens], rotary=rotary)[0]
+            return logits
+
+        return run
+
+    calls = [_Call(positions=rows, run=prefill)]
+    for probe in plan.probes:
+        positions = np.arange(probe.start, probe.end, dtype=np.int64)
+        calls.append(_Call(positions=positions, run=probing(probe)))
+    return calls
+
+
+def _synthetic(
+    model: TorchReference, plan: ValidationPlan, tokens: Ints, precision: str
+) -> Cache | None:
+    """The cache that every probe takes the beginning of."""
+    if not plan.probes:
+        return None
+    sample = model.own_cache(tokens[:CALIBRATION_TOKENS])
+    return synthetic_cache(sample, max(probe.start for probe in plan.probes), precision)
+
+
+def _measured(model: TorchReference, call: _Call) -> BlockReference:
+    """The reference of one call and what transformers' own angles and table change in it."""
+    exact = call.run(model, Rotary.EXACT)
+    return BlockReference(
+        positions=call.positions,
+        logits=exact,
+        own_table=row_errors(call.run(model, Rotary.OWN_TABLE), exact),
+        unmodified=row_errors(call.run(model, Rotary.UNMODIFIED), exact),
+        peers={},
+    )

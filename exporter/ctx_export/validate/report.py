@@ -1,0 +1,286 @@
+"""The report of a validation: rows per position, saved as report.json and report.md."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPORT_JSON = "report.json"
+REPORT_MD = "report.md"
+# What inv_freq and the multiplier may differ from transformers' own, relative.
+FREQUENCY_TOLERANCE = 2e-6
+MULTIPLIER_TOLERANCE = 1e-6
+
+_COLUMNS = (
+    "position",
+    "compared in",
+    "max error",
+    "mean error",
+    "limit",
+    "transformers",
+    "result",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Errors at `position`, or of all rows from `position` to `last`; shares of the logit scale.
+
+    `transformers` is the error of the unmodified model, `own_table` that of float64 angles over
+    transformers' own float32 table, `peer` that of PyTorch in the package's precision.
+    """
+
+    position: int
+    last: int
+    how: str  # prefill, chunks, decode, probe
+    max_error: float
+    mean_error: float
+    limit: float
+    transformers: float
+    own_table: float
+    peer: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the largest error is within the limit; infinite and NaN errors are not."""
+        return self.max_error <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values: an error that is no number becomes null."""
+        values = {k: _number(v) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        return {**values, "passed": self.passed}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSection:
+    """A TensorRT engine's part of the report.
+
+    `plugin_layers` of the engine and `sites` of the graph (rotations and attentions) must be
+    equal. `rows` are empty where the engine cannot run; `state` then says why.
+    """
+
+    runtime: str
+    plugin_layers: int
+    sites: int
+    state: str
+    rule: str = ""
+    rows: tuple[Row, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return (
+            self.plugin_layers == self.sites
+            and not self.problems
+            and all(row.passed for row in self.rows)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "runtime": self.runtime,
+            "plugin_layers": self.plugin_layers,
+            "sites": self.sites,
+            "state": self.state,
+            "rule": self.rule,
+            "passed": self.passed,
+            "problems": list(self.problems),
+            "rows": [row.to_json() for row in self.rows],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationReport:
+    """Everything a validation found. `facts` are words for people: method, precision, runtime."""
+
+    facts: Mapping[str, str]
+    rule: str
+    rows: tuple[Row, ...]
+    frequency_error: float  # of inv_freq against transformers' own, relative
+    multiplier_error: float
+    problems: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()  # what was not compared, and why
+    engine: EngineSection | None = None
+    seconds: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row, the tables and the engine are within their limits."""
+        return (
+            bool(self.rows)
+            and not self.problems
+            and all(row.passed for row in self.rows)
+            and self.frequency_error <= FREQUENCY_TOLERANCE
+            and self.multiplier_error <= MULTIPLIER_TOLERANCE
+            and (self.engine is None or self.engine.passed)
+        )
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The manifest's `validation` entry; figures only, rows are in report.json."""
+        result: dict[str, Any] = {
+            "passed": self.passed,
+            "max_error": _number(max((r.max_error for r in self.rows), default=math.inf)),
+            "rule": self.rule,
+            "last_position": max((r.last for r in self.rows), default=-1),
+            "transformers_error": _number(max((r.transformers for r in self.rows), default=0.0)),
+            "inv_freq_error": _number(self.frequency_error),
+            "runtime": self.facts.get("runtime", ""),
+            "seconds": round(self.seconds, 1),
+        }
+        if self.skipped:
+            result["not_compared"] = list(self.skipped)
+        if self.engine is not None:
+            result["engine"] = {
+                k: v for k, v in self.engine.to_json().items() if k not in ("rows", "problems")
+            }
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """report.json's contents."""
+        return {
+            "passed": self.passed,
+            "facts": dict(self.facts),
+            "rule": self.rule,
+            "errors_are": "shares of the logit scale, max |reference logits| of the rows "
+            "compared together",
+            "inv_freq_error": _number(self.frequency_error),
+            "inv_freq_limit": FREQUENCY_TOLERANCE,
+            "multiplier_error": _number(self.multiplier_error),
+            "multiplier_limit": MULTIPLIER_TOLERANCE,
+            "rows": [row.to_json() for row in self.rows],
+            "problems": list(self.problems),
+            "not_compared": list(self.skipped),
+            "engine": None if self.engine is None else self.engine.to_json(),
+            "seconds": round(self.seconds, 1),
+            "versions": dict(self.versions),
+        }
+
+    def save(self, directory: Path) -> None:
+        """Write report.json and report.md into `directory`."""
+        text = json.dumps(self.to_json(), indent=1, allow_nan=False)
+        (directory / REPORT_JSON).write_text(text + "\n", encoding="utf-8")
+        (directory / REPORT_MD).write_text(self.markdown(), encoding="utf-8")
+
+    def lines(self) -> list[str]:
+        """For a terminal: a row per position, then the verdict."""
+        shown = _aligned([_COLUMNS, *(_cells(row) for row in merged(self.rows))])
+        return [*shown, *self._remarks(), self.verdict()]
+
+    def verdict(self) -> str:
+        """One line: passed or not, the largest error and the rule."""
+        worst = max((row.max_error for row in self.rows), default=math.inf)
+        state = "agrees with PyTorch" if self.passed else "DOES NOT AGREE with PyTorch"
+        reach = max((row.last for row in self.rows), default=-1)
+        return (
+            f"{state} up to position {reach}: largest error {_text(worst)} of the logit scale "
+            f"({self.rule}; {self.seconds:.0f} s)"
+        )
+
+    def markdown(self) -> str:
+        """report.md: the verdict, the facts, every row."""
+        parts = [f"# Validation\n\n{self.verdict()}\n"]
+        parts.append("".join(f"- {name}: {value}\n" for name, value in self.facts.items()))
+        parts.append("".join(f"- {remark}\n" for remark in self._remarks()))
+        parts.append(
+            "Errors are shares of the logit scale, the largest magnitude among the reference "
+            "logits of the rows\ncompared together. `transformers` is the error of the unmodified "
+            "model (float32 angles over its own\ntable), `own table` that of float64 angles over "
+            "transformers' own float32 table.\n"
+        )
+        parts.append(_markdown_table(self.rows))
+        if self.engine is not None and self.engine.rows:
+            parts.append(f"## Engine ({self.engine.runtime})\n\n{self.engine.rule}\n")
+            parts.append(_markdown_table(self.engine.rows))
+        return "\n".join(parts)
+
+    def _remarks(self) -> list[str]:
+        found = [
+            f"inv_freq differs from transformers' own by {_text(self.frequency_error)} relative "
+            f"(limit {FREQUENCY_TOLERANCE:g}), the multiplier by {_text(self.multiplier_error)} "
+            f"(limit {MULTIPLIER_TOLERANCE:g})"
+        ]
+        found += [f"PROBLEM: {problem}" for problem in self.problems]
+        found += [f"not compared: {what}" for what in self.skipped]
+        if self.engine is not None:
+            found += _engine_remarks(self.engine)
+        return found
+
+
+def merged(rows: Iterable[Row]) -> list[Row]:
+    """Rows of the same positions as one: the ways they were compared, the largest errors."""
+    groups: dict[tuple[int, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.position, row.last), []).append(row)
+    return [_merged(group) for _, group in sorted(groups.items(), key=_order)]
+
+
+def _order(item: tuple[tuple[int, int], list[Row]]) -> tuple[bool, int, int]:
+    (first, last), _ = item
+    return first != last, first, last
+
+
+def _merged(group: Sequence[Row]) -> Row:
+    worst = max(group, key=lambda row: row.max_error / row.limit)
+    return Row(
+        position=worst.position,
+        last=worst.last,
+        how=", ".join(row.how for row in group),
+        max_error=worst.max_error,
+        mean_error=max(row.mean_error for row in group),
+        limit=worst.limit,
+        transformers=worst.transformers,
+        own_table=worst.own_table,
+        peer=worst.peer,
+    )
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    where = str(row.position) if row.last == row.position else f"{row.position}…{row.last}"
+    figures = (row.max_error, row.mean_error, row.limit, row.transformers)
+    return (where, row.how, *map(_text, figures), "ok" if row.passed else "FAILED")
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Columns padded to their widest cell; the second is text and aligned to the left."""
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 1 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    ]
+
+
+def _markdown_table(rows: Sequence[Row]) -> str:
+    header = (*_COLUMNS[:-1], "own table", "PyTorch, same precision", _COLUMNS[-1])
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in rows:
+        cells = _cells(row)
+        peer = "" if row.peer is None else _text(row.peer)
+        lines.append(
+            "| " + " | ".join((*cells[:-1], _text(row.own_table), peer, cells[-1])) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _engine_remarks(engine: EngineSection) -> list[str]:
+    equal = "=" if engine.plugin_layers == engine.sites else "BUT"
+    return [
+        f"engine {engine.runtime}: {engine.plugin_layers} plugin layers {equal} {engine.sites} "
+        f"sites; {engine.state}",
+        *(f"PROBLEM of the engine: {problem}" for problem in engine.problems),
+    ]
+
+
+def _text(value: float) -> str:
+    return f"{value:.1e}" if math.isfinite(value) else "not finite"
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,353 @@
+"""The PyTorch side: transformers' own model, with only its rotary forward replaced.
+
+The replacement computes angles, cos and sin in float64, because the float32 angles of transformers
+drift by 2e-3 of the logit scale at position 131k. The unmodified rotary module is kept beside it,
+so that its error can be printed.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ctx_export.core.errors import UserError
+from ctx_export.validate.rope_parameters import Scaling, Trained, rope_parameters
+from ctx_export.validate.synthetic import Cache
+
+Floats = NDArray[np.float32]
+
+TORCH_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+PROBE_LIMIT = 64  # tokens of one probe
+
+
+class Rotary(enum.Enum):
+    """What gives the layers their cos and sin.
+
+    EXACT: float64 over the table given (the package's), or transformers' own where none is.
+    OWN_TABLE: float64 over transformers' own float32 table. UNMODIFIED: transformers as it is.
+    """
+
+    EXACT = "exact"
+    OWN_TABLE = "own table"
+    UNMODIFIED = "unmodified"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HuggingFaceRope:
+    """Rotation in Hugging Face's words: `parameters` are a config's `rope_parameters`.
+
+    `long_table` says which of longrope's tables holds at every position; transformers would switch
+    between them by the longest position of a call. `inv_freq` [F] radians per token is the table
+    of `Rotary.EXACT`, None for transformers' own: the two agree to 2e-6, but one unit in the last
+    place of a float32 frequency already turns position 131071 by 8e-3 rad.
+    """
+
+    parameters: Mapping[str, Any]
+    original_context: int
+    long_table: bool = False
+    inv_freq: Floats | None = None
+
+
+class TorchReference:
+    """transformers' model of a checkpoint under given `rope_parameters`, on the CPU.
+
+    `weights` is the precision that the weights are rounded to (the package's), `compute` the one
+    that the model runs in. Raises UserError for a checkpoint that transformers cannot load.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        rope: HuggingFaceRope,
+        *,
+        weights: str = "fp32",
+        compute: str = "fp32",
+        by_layer: bool = False,
+    ) -> None:
+        import torch
+
+        self._dtype = getattr(torch, TORCH_TYPES[compute])
+        config = load_config(checkpoint)
+        if by_layer:
+            from ctx_export.validate.layerwise import load_by_layer
+
+            self._model = load_by_layer(checkpoint, config, weights, compute)
+        else:
+            self._model = _load(checkpoint, config, weights, compute)
+        self._owner = _rotary_owner(self._model)
+        own = _own_rotary(type(self._owner.rotary_emb), config, rope)
+        self._rotary = {
+            Rotary.UNMODIFIED: own,
+            Rotary.OWN_TABLE: _exact_rotary(own, None),
+            Rotary.EXACT: _exact_rotary(own, rope.inv_freq),
+        }
+
+    @property
+    def layers(self) -> int:
+        return int(self._model.config.num_hidden_layers)
+
+    @property
+    def vocab(self) -> int:
+        return int(self._model.config.vocab_size)
+
+    @property
+    def inv_freq(self) -> Floats:
+        """transformers' table in radians per token, [F]."""
+        table: Floats = self._rotary[Rotary.UNMODIFIED].inv_freq.numpy().copy()
+        return table
+
+    @property
+    def multiplier(self) -> float:
+        """transformers' factor on cos and sin."""
+        return float(self._rotary[Rotary.UNMODIFIED].attention_scaling)
+
+    def logits(
+        self,
+        token_ids: ArrayLike,
+        *,
+        rows: Sequence[int] | None = None,
+        rotary: Rotary = Rotary.EXACT,
+    ) -> Floats:
+        """Logits [B,R,V] float32 of `rows` (default all) of one full forward over [B,N] tokens.
+
+        There is no cache: every token attends to all before it in one call.
+        """
+        return self._forward(token_ids, 0, None, rows, rotary)
+
+    def probe(
+        self,
+        cache: Cache,
+        token_ids: ArrayLike,
+        *,
+        rotary: Rotary = Rotary.EXACT,
+    ) -> Floats:
+        """Logits [1,N,V] float32 of up to 64 tokens that follow `cache`, in one call."""
+        tokens = np.asarray(token_ids).shape[-1]
+        if tokens > PROBE_LIMIT:
+            raise UserError(f"a probe of {tokens} tokens: give at most {PROBE_LIMIT}")
+        return self._forward(token_ids, cache.length, cache, None, rotary)
+
+    def own_cache(self, token_ids: ArrayLike) -> Cache:
+        """The keys (rotated) and values that the model itself computes for [B,N] tokens."""
+        from transformers import DynamicCache
+
+        past: Any = DynamicCache()
+        self._forward(token_ids, 0, None, [0], Rotary.EXACT, past)
+        pairs = [(layer.keys, layer.values) for layer in past.layers]
+        return Cache(
+            keys=tuple(key.float().numpy() for key, _ in pairs),
+            values=tuple(value.float().numpy() for _, value in pairs),
+        )
+
+    def _forward(
+        self,
+        token_ids: ArrayLike,
+        start: int,
+        cache: Cache | None,
+        rows: Sequence[int] | None,
+        rotary: Rotary,
+        past: Any = None,
+    ) -> Floats:
+        import torch
+
+        self._owner.rotary_emb = self._rotary[rotary]
+        ids = torch.from_numpy(np.atleast_2d(np.asarray(token_ids, np.int64)))
+        positions = torch.arange(start, start + ids.shape[1])[None].expand(ids.shape[0], -1)
+        if cache is not None:
+            past = self._past(cache)
+        keep = 0 if rows is None else torch.tensor(list(rows), dtype=torch.int64)
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=ids,
+                position_ids=positions,
+                past_key_values=past,
+                use_cache=past is not None,
+                logits_to_keep=keep,
+            )
+        logits: Floats = output.logits.float().numpy()
+        return logits
+
+    def _past(self, cache: Cache) -> Any:
+        """A DynamicCache that holds `cache`, in the model's type."""
+        import torch
+        from transformers import DynamicCache
+
+        if len(cache.keys) != self.layers:
+            raise UserError(
+                f"the cache has {len(cache.keys)} layers, the reference {self.layers}: give the "
+                "checkpoint that the package was made from"
+            )
+        past = DynamicCache()
+        for layer, (key, value) in enumerate(zip(cache.keys, cache.values, strict=True)):
+            keys, values = (torch.from_numpy(array).to(self._dtype) for array in (key, value))
+            past.update(keys, values, layer)
+        return past
+
+
+def hugging_face_rope(
+    scaling: Scaling, config: Any, inv_freq: Floats | None = None
+) -> HuggingFaceRope:
+    """`scaling` in transformers' words for the model of `config`; `inv_freq` as there."""
+    own = dict(config.rope_parameters or {})
+    partial = own.get("partial_rotary_factor") or 1.0
+    if own.get("rope_type") == "proportional":
+        # There it is the share of the frequencies that turn, over the whole head.
+        if scaling.method == "proportional":
+            shared = {"partial_rotary_factor": partial, **scaling.parameters}
+            scaling = replace(scaling, parameters=shared)
+        partial = 1.0
+    trained = Trained(
+        theta=float(own["rope_theta"]),
+        partial_rotary_factor=float(partial),
+        head_dim=head_dimension(config),
+    )
+    return HuggingFaceRope(
+        parameters=rope_parameters(scaling, trained),
+        original_context=scaling.original_context,
+        long_table=scaling.long_table,
+        inv_freq=inv_freq,
+    )
+
+
+def head_dimension(config: Any) -> int:
+    """head_dim of a config, which older families leave to be computed."""
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+
+
+def load_config(checkpoint: Path) -> Any:
+    """transformers' config of a checkpoint directory."""
+    from transformers import AutoConfig
+
+    with quiet():
+        try:
+            return AutoConfig.from_pretrained(str(checkpoint))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"reference {checkpoint} cannot be read by transformers: {_first_line(error)}; "
+                "give the checkpoint directory that the package was made from"
+            ) from None
+
+
+def _load(checkpoint: Path, config: Any, weights: str, compute: str) -> Any:
+    """The whole model in memory, its weights rounded to `weights`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    plain = without_scaling(config)
+    dtype = getattr(torch, TORCH_TYPES[compute])
+    with quiet():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                str(checkpoint), config=plain, dtype=dtype, attn_implementation="sdpa"
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise UserError(
+                f"reference {checkpoint} cannot be loaded by transformers: {_first_line(error)}"
+            ) from None
+    if weights != compute:
+        rounded = getattr(torch, TORCH_TYPES[weights])
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(rounded).to(dtype)
+    return model.eval()
+
+
+def without_scaling(config: Any) -> Any:
+    """A copy of `config` with plain rotation: the rotary module is built separately."""
+    plain = copy.deepcopy(config)
+    own = dict(config.rope_parameters or {})
+    plain.rope_parameters = {"rope_type": "default", "rope_theta": own.get("rope_theta", 1e4)}
+    partial = own.get("partial_rotary_factor")
+    if partial is not None and own.get("rope_type") != "proportional":
+        plain.rope_parameters["partial_rotary_factor"] = partial
+    return plain
+
+
+def _rotary_owner(model: Any) -> Any:
+    """The module whose `rotary_emb` gives every layer its cos and sin."""
+    owners = [m for m in model.modules() if hasattr(getattr(m, "rotary_emb", None), "inv_freq")]
+    if len(owners) != 1:
+        raise UserError(
+            f"{type(model).__name__} has {len(owners)} rotary modules: only models with one for "
+            "all layers can be validated in this version"
+        )
+    return owners[0]
+
+
+def _own_rotary(kind: type, config: Any, rope: HuggingFaceRope) -> Any:
+    """transformers' unmodified rotary module under `rope`, always with the same table."""
+    scaled = copy.deepcopy(config)
+    scaled.rope_parameters = dict(rope.parameters)
+    # Phi3's config keeps L beside rope_parameters and gives that one priority.
+    if hasattr(scaled, "original_max_position_embeddings"):
+        scaled.original_max_position_embeddings = rope.original_context
+    with quiet():
+        rotary = kind(scaled)
+        if rope.parameters.get("rope_type") == "longrope":
+            _hold_table(rotary, scaled, rope)
+    return rotary
+
+
+def _hold_table(rotary: Any, config: Any, rope: HuggingFaceRope) -> None:
+    """Make both tables that longrope switches between the one of `rope.long_table`."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    length = rope.original_context + rope.long_table
+    table, rotary.attention_scaling = ROPE_INIT_FUNCTIONS["longrope"](config, seq_len=length)
+    for name in ("inv_freq", "original_inv_freq"):
+        getattr(rotary, name).copy_(table)
+    rotary.long_inv_freq = table.clone()
+
+
+def _exact_rotary(own: Any, table: Floats | None) -> Any:
+    """`own` with its forward replaced: angles, cos and sin in float64, cast at the end."""
+    import torch
+
+    exact = copy.deepcopy(own)
+    inv_freq = exact.inv_freq if table is None else torch.from_numpy(table.copy())
+    if inv_freq.shape != exact.inv_freq.shape:
+        raise UserError(
+            f"the package has {len(inv_freq)} frequencies, the reference {len(exact.inv_freq)}: "
+            "give the checkpoint that the package was made from"
+        )
+    inv_freq, multiplier = inv_freq.double(), float(exact.attention_scaling)
+
+    def forward(x: Any, position_ids: Any) -> tuple[Any, Any]:
+        angle = position_ids[..., None].double() * inv_freq
+        angle = torch.cat((angle, angle), dim=-1)
+        cos, sin = angle.cos() * multiplier, angle.sin() * multiplier
+        return cos.to(x.dtype), sin.to(x.dtype)
+
+    exact.forward = forward
+    return exact
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no advice from transformers while it loads."""
+    from transformers.utils import logging as library
+
+    level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity(logging.ERROR)
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if bars:
+            library.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,260 @@
+"""Stage 7: a package and a PyTorch reference in, a report out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctx_export.core.errors import UserError
+from ctx_export.core.manifest import Manifest
+from ctx_export.core.progress import Progress, SilentProgress
+from ctx_export.validate.compare import Rule
+from ctx_export.validate.memory import available_bytes, gibibytes
+from ctx_export.validate.package_side import Compared, compare_session
+from ctx_export.validate.positions import DEFAULT_BUDGET, ValidationPlan, make_plan
+from ctx_export.validate.reference_side import References, ReferenceSettings, reference_logits
+from ctx_export.validate.report import EngineSection, ValidationReport
+from ctx_export.validate.rope_parameters import Scaling
+from ctx_export.validate.synthetic import cache_bytes
+
+_CPU = "CPUExecutionProvider"
+# Copies of a probe's cache that exist at once: the synthetic one, PyTorch's and its extension.
+_CACHE_COPIES = 3
+# Share of the free memory that a whole reference may take; a bigger one is run layer by layer.
+_MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Engine:
+    """The engine of a package and why it cannot run here, None where it can."""
+
+    runtime: str
+    plugin_layers: int
+    sites: int
+    missing: str | None
+
+
+def run(
+    package: Path,
+    reference: Path,
+    *,
+    tolerance: float | None = None,
+    budget: int = DEFAULT_BUDGET,
+    progress: Progress | None = None,
+    engine: bool = True,
+) -> ValidationReport:
+    """Compare `package` with transformers' model of the checkpoint directory `reference`.
+
+    `tolerance`: largest error as a share of the logit scale (default 1e-3 in float32, else twice
+    PyTorch's error in the same precision + the unit roundoff). `budget`: tokens of the full
+    prefill. `engine`: also run the package's engine where a GPU is there.
+    Nothing is written: `save` of the report does that. Raises UserError for a reference that is
+    not the package's checkpoint, or where memory does not suffice.
+    """
+    started = time.monotonic()
+    progress = progress or SilentProgress()
+    manifest = Manifest.load(package)
+    checkpoint = _checked(manifest, reference)
+    found = _engine(manifest, package) if engine else None
+    rules = _rules(manifest, tolerance, found)
+    settings = _settings(manifest, checkpoint, rules)
+    plan, skipped = _affordable(manifest, budget)
+    progress.stage("running PyTorch")
+    references = reference_logits(settings, plan, progress)
+    progress.stage("comparing onnxruntime")
+    compared = _compare_ort(package, plan, references, rules["ort"], progress)
+    section = None
+    if found is not None:
+        progress.stage("comparing the engine")
+        section = _compare_engine(package, plan, references, rules["engine"], found, progress)
+    return ValidationReport(
+        facts=_facts(manifest, settings, plan),
+        rule=rules["ort"].describe(),
+        rows=compared.rows,
+        problems=compared.problems,
+        frequency_error=relative_difference(_inv_freq(manifest), references.inv_freq),
+        multiplier_error=abs(float(manifest.scaling["multiplier"]) / references.multiplier - 1),
+        skipped=skipped,
+        engine=section,
+        seconds=time.monotonic() - started,
+        versions=_versions(),
+    )
+
+
+def update_package(package: Path, report: ValidationReport) -> Manifest:
+    """Write the report into `package` and its summary into the manifest."""
+    report.save(package)
+    manifest = replace(Manifest.load(package), validation=report.summary)
+    manifest.save(package)
+    return manifest
+
+
+def relative_difference(table: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Largest |a − b| / |b| of two frequency tables [F]; equal zeros do not differ."""
+    if table.shape != reference.shape:
+        raise UserError(
+            f"the package has {len(table)} frequencies, the reference {len(reference)}: give the "
+            "checkpoint that the package was made from"
+        )
+    difference = np.abs(table.astype(np.float64) - reference.astype(np.float64))
+    size = np.abs(reference.astype(np.float64))
+    safe = np.where(size > 0, size, 1.0)
+    return float(np.where(difference > 0, np.where(size > 0, difference / safe, np.inf), 0).max())
+
+
+def _checked(manifest: Manifest, reference: Path) -> Any:
+    """The reference as a `Checkpoint`; raises UserError where its shape is not the package's."""
+    from ctx_export.frontends.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(reference)
+    spec, model = checkpoint.spec, manifest.model
+    for name in ("family", "layers", "heads", "kv_heads", "head_dim", "vocab"):
+        if getattr(spec, name) != model[name]:
+            raise UserError(
+                f"reference {reference} has {name} {getattr(spec, name)}, the package "
+                f"{model[name]}: give the checkpoint that the package was made from"
+            )
+    if manifest.cache.keys != "rotated" or manifest.cache.policy != "full":
+        raise UserError(
+            f"cache policy {manifest.cache.policy} with {manifest.cache.keys} keys has no PyTorch "
+            "reference in this version: validate a package with a full cache of rotated keys"
+        )
+    return checkpoint
+
+
+def _rules(manifest: Manifest, tolerance: float | None, engine: _Engine | None) -> dict[str, Rule]:
+    """The rule of each runtime. On a CPU a bfloat16 package runs as its float32 twin."""
+    computed = "fp32" if manifest.precision == "bf16" else manifest.precision
+    rules = {"ort": Rule.of(computed, tolerance)}
+    if engine is not None:
+        rules["engine"] = Rule.of(manifest.precision, tolerance)
+    return rules
+
+
+def _settings(manifest: Manifest, checkpoint: Any, rules: dict[str, Rule]) -> ReferenceSettings:
+    from ctx_export.validate.torch_reference import hugging_face_rope, load_config
+
+    config = load_config(checkpoint.directory)
+    rope = hugging_face_rope(Scaling.of(manifest), config, _inv_freq(manifest))
+    peers = sorted({rule.precision for rule in rules.values() if rule.needs_peer})
+    return ReferenceSettings(
+        checkpoint=checkpoint.directory,
+        rope=rope,
+        weights=manifest.precision,
+        peers=tuple(peers),
+        by_layer=_by_layer(checkpoint),
+    )
+
+
+def _by_layer(checkpoint: Any) -> bool:
+    """Whether the reference's weights in float32 are too big to be held at once."""
+    free = available_bytes()
+    elements = sum(int(np.prod(tensor.shape)) for tensor in checkpoint.tensors.values())
+    return free is not None and 4 * elements > _MEMORY_SHARE * free
+
+
+def _affordable(manifest: Manifest, budget: int) -> tuple[ValidationPlan, tuple[str, ...]]:
+    """The plan without the probes whose caches do not fit into memory, and what was left out."""
+    model = manifest.model
+    plan = make_plan(int(model["original_context"]), manifest.max_context, budget)
+    free = available_bytes()
+    if free is None:
+        return plan, ()
+    kept, skipped = [], []
+    for probe in plan.probes:
+        one = cache_bytes(model["layers"], model["kv_heads"], model["head_dim"], probe.end)
+        if _CACHE_COPIES * one <= free:
+            kept.append(probe)
+        else:
+            needed = gibibytes(_CACHE_COPIES * one)
+            skipped.append(
+                f"positions {probe.start} to {probe.end - 1} need {needed} of memory for caches, "
+                f"{gibibytes(free)} are free"
+            )
+    return replace(plan, probes=tuple(kept)), tuple(skipped)
+
+
+def _compare_ort(
+    package: Path, plan: ValidationPlan, references: References, rule: Rule, progress: Progress
+) -> Compared:
+    from ctx_export.runtime.session import open_session
+
+    with open_session(package, "ort", providers=[_CPU]) as session:
+        return compare_session(session, plan, references, rule, progress)
+
+
+def _engine(manifest: Manifest, package: Path) -> _Engine | None:
+    """The package's engine, if it has one."""
+    if manifest.engine is None:
+        return None
+    from ctx_export.build.engine_network import context_nodes
+    from ctx_export.export import MODEL_NAME
+    from ctx_export.targets._cuda_device import missing_gpu
+
+    return _Engine(
+        runtime=str(manifest.engine["runtime"]),
+        plugin_layers=len(manifest.engine["plugin_layers"]),
+        sites=len(context_nodes(package / MODEL_NAME)),
+        missing=missing_gpu(),
+    )
+
+
+def _compare_engine(
+    package: Path,
+    plan: ValidationPlan,
+    references: References,
+    rule: Rule,
+    engine: _Engine,
+    progress: Progress,
+) -> EngineSection:
+    section = EngineSection(
+        runtime=engine.runtime,
+        plugin_layers=engine.plugin_layers,
+        sites=engine.sites,
+        state=f"not measured: no GPU ({engine.missing})",
+        rule=rule.describe(),
+    )
+    if engine.missing is not None:
+        return section
+    from ctx_export.runtime.session import open_session
+
+    with open_session(package, engine.runtime) as session:
+        compared = compare_session(session, plan, references, rule, progress)
+    return replace(section, state="measured", rows=compared.rows, problems=compared.problems)
+
+
+def _inv_freq(manifest: Manifest) -> NDArray[np.float32]:
+    return np.asarray(manifest.scaling["inv_freq"], np.float32)
+
+
+def _facts(
+    manifest: Manifest, settings: ReferenceSettings, plan: ValidationPlan
+) -> dict[str, str]:
+    """What was compared, in words."""
+    model = manifest.model
+    twin = manifest.precision == "bf16"
+    runtime = "onnxruntime, CPU" + (", float32 twin of the bfloat16 graph" if twin else "")
+    order = ", layer by layer" if settings.by_layer else ""
+    tokens = {probe.tokens for probe in plan.probes}
+    probes = f", {len(plan.probes)} probes of {max(tokens)} tokens" if tokens else ""
+    return {
+        "model": f"{model['family']}, {model['layers']} layers, trained context "
+        f"{model['original_context']}",
+        "method": f"{manifest.method}, factor {manifest.factor:g}, up to {manifest.max_context}",
+        "precision": manifest.precision,
+        "runtime": runtime,
+        "reference": f"PyTorch float32{order}, weights in {manifest.precision}, float64 angles, "
+        f"cos and sin; rope_parameters of type {settings.rope.parameters['rope_type']}",
+        "compared": f"prefill, ragged chunks and decode of {plan.prefill} tokens{probes}",
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "onnxruntime")}
