@@ -14,7 +14,7 @@ import pytest
 
 from ctx_export import demo
 from ctx_export.core.recipe import Recipe
-from ctx_export.export import export_source, load_source
+from ctx_export.pipeline import export_source, load_source
 from ctx_export.runtime.session import open_session
 
 STOCK = """

@@ -16,12 +16,9 @@ from ctx_export.build.engine import (
     plugin_library,
 )
 from ctx_export.build.engine_network import context_nodes
-from ctx_export.core.manifest import Manifest
+from ctx_export.core.manifest import ENGINE_NAME, MODEL_NAME, Manifest
 from ctx_export.core.progress import Progress
 from ctx_export.ops.spec import OPERATORS
-
-ENGINE_NAME = "model.engine"
-MODEL_NAME = "model.onnx"
 
 
 def add_engine(

@@ -138,7 +138,7 @@ def main(
 
 
 def _show_plan(recipe: Recipe, as_json: bool) -> None:
-    from ctx_export.export import plan
+    from ctx_export.pipeline import plan
 
     planned = plan(recipe)
     if as_json:
@@ -148,7 +148,7 @@ def _show_plan(recipe: Recipe, as_json: bool) -> None:
 
 
 def _export(recipe: Recipe, as_json: bool) -> None:
-    from ctx_export.export import run
+    from ctx_export.pipeline import run
 
     with terminal_progress() as progress:
         result = run(recipe, progress)

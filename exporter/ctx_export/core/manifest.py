@@ -12,6 +12,8 @@ from ctx_export.core.errors import UserError
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
+MODEL_NAME = "model.onnx"
+ENGINE_NAME = "model.engine"
 ROLES = (
     "input_ids",  # [batch, tokens] int64, right-padded
     "seen",  # [batch] int64: tokens of the sequence before this call

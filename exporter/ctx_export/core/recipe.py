@@ -91,12 +91,20 @@ class Recipe:
 
 
 def build_recipe(
-    given: Mapping[str, Any], *, file: Path | None = None, settings: Sequence[str] = ()
+    given: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    settings: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """The recipe of a command line: `given` by field name (nulls are "not given"), the `--recipe`
-    file and the `--set` texts. Raises UserError that names the layer, the value and the fix."""
+    file and the `--set` texts; `options` are the Python API's, by the file's keys.
+
+    Raises UserError that names the layer, the value and the fix.
+    """
     layers = [_read_file(file)] if file is not None else []
     layers += [_read_setting(text) for text in settings]
+    layers.append(_fields(options or {}))
     layers.append({key: value for key, value in given.items() if value is not None})
     merged: dict[str, Any] = {}
     for layer in layers:

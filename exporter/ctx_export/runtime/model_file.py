@@ -8,19 +8,19 @@ from pathlib import Path
 import onnx
 
 from ctx_export.core.errors import UserError
+from ctx_export.core.manifest import MODEL_NAME
 
-FILE_NAME = "model.onnx"
 _MICROSOFT = "com.microsoft"
 
 
 def load_model(directory: Path) -> onnx.ModelProto:
     """The package's graph without its weights; raises UserError where it is missing or broken."""
-    path = directory / FILE_NAME
+    path = directory / MODEL_NAME
     try:
         return onnx.load(str(path), load_external_data=False)
     except FileNotFoundError:
         raise UserError(
-            f"{directory} has no {FILE_NAME}: open it with the backend it was built for, or "
+            f"{directory} has no {MODEL_NAME}: open it with the backend it was built for, or "
             "export it again"
         ) from None
     except Exception as error:  # protobuf has no public class for a broken file

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ctx_export.build.engine_profiles import DECODE, PREFILL
 from ctx_export.core.errors import UserError
-from ctx_export.core.manifest import Manifest
+from ctx_export.core.manifest import ENGINE_NAME, Manifest
 from ctx_export.runtime.backend import Floats, Ints, Step
 from ctx_export.runtime.contract import Contract
 from ctx_export.runtime.cuda import CudaDevice, Device
@@ -19,7 +19,6 @@ from ctx_export.runtime.device_cache import DeviceTensor
 from ctx_export.runtime.ort_cache import NUMPY_TYPES
 from ctx_export.runtime.twin import widen
 
-ENGINE_NAME = "model.engine"
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.manifest import Manifest
+from ctx_export.core.manifest import MODEL_NAME, Manifest
 from ctx_export.core.progress import Progress, SilentProgress
 from ctx_export.validate.compare import Rule
 from ctx_export.validate.memory import available_bytes, gibibytes
@@ -193,7 +193,6 @@ def _engine(manifest: Manifest, package: Path) -> _Engine | None:
     if manifest.engine is None:
         return None
     from ctx_export.build.engine_network import context_nodes
-    from ctx_export.export import MODEL_NAME
     from ctx_export.targets._cuda_device import missing_gpu
 
     return _Engine(

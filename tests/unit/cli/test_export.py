@@ -37,7 +37,7 @@ class Plan:
 
 @dataclass
 class Library:
-    """Stands for `ctx_export.export`: keeps what the command hands over."""
+    """Stands for `ctx_export.pipeline`: keeps what the command hands over."""
 
     recipes: list[Recipe] = field(default_factory=list)
     planned: list[Recipe] = field(default_factory=list)
@@ -56,9 +56,9 @@ class Library:
 @pytest.fixture
 def library(monkeypatch) -> Library:
     library = Library()
-    module = types.ModuleType("ctx_export.export")
+    module = types.ModuleType("ctx_export.pipeline")
     module.run, module.plan = library.run, library.plan  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ctx_export.export", module)
+    monkeypatch.setitem(sys.modules, "ctx_export.pipeline", module)
     return library
 
 

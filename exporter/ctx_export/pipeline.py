@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctx_export.core.errors import UserError, ValidationFailed
-from ctx_export.core.manifest import Manifest
+from ctx_export.core.manifest import MODEL_NAME, Manifest
 from ctx_export.core.plan import Plan, make_plan
 from ctx_export.core.progress import Progress, SilentProgress
-from ctx_export.core.recipe import Recipe
+from ctx_export.core.recipe import Recipe, build_recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from ctx_export.frontends.source import Source
-
-MODEL_NAME = "model.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +26,27 @@ class Result:
     output: Path
     manifest: Manifest
     lines: list[str] = field(default_factory=list)
+
+
+def export(
+    model: str | Path = "demo",
+    output: str | Path | None = None,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Export `model` (checkpoint directory, hub id or "demo") to the directory `output`.
+
+    `options` are the keys of a recipe file, sizes as numbers or texts:
+    `export("demo", "OUT", method="yarn", target="128k", scaling={"beta_fast": 16})`.
+    `force` replaces an `output` that exists; by default it is named from model, method and target.
+    Raises UserError for bad input, with nothing written, and ValidationFailed where the package
+    disagrees with PyTorch (it is written then, with its report).
+    """
+    place = None if output is None else Path(output)
+    given = {"model": str(model), "output": place, "force": force}
+    return run(build_recipe(given, options=options), progress)
 
 
 def plan(recipe: Recipe) -> Plan:
