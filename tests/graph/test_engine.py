@@ -5,6 +5,7 @@ Oracles: the nodes written here, the manifest rows written here, and the runtime
 
 from __future__ import annotations
 
+import errno
 import struct
 import tempfile
 from dataclasses import dataclass, replace
@@ -300,6 +301,15 @@ def test_a_package_that_is_not_installed_gives_an_empty_folder(tmp_path):
 def test_limits_reach_the_request(tmp_path):
     built = request(tmp_path / "model.onnx", plugin_library=tmp_path)
     assert built.limits() == Limits(max_batch=2, max_chunk=7, capacity=1031)
+
+
+def test_a_full_disk_is_said_to_be_full(tmp_path):
+    """/dev/full answers every write as a full disk does."""
+    (tmp_path / "model.engine").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        build_engine(request(write_model(tmp_path)))
+    assert caught.value.errno == errno.ENOSPC
+    assert not (tmp_path / "model.engine").is_symlink()
 
 
 def test_a_builder_that_ends_its_process_becomes_an_error(tmp_path, monkeypatch):

@@ -129,6 +129,9 @@ def _build(
             f"the {runtime.label} builder {crash} on {request.model}; its last words: "
             f"{_tail(log)}; export with --engine none to have the package without an engine"
         ) from None
+    if "os_error" in result:  # a full disk is not the builder's fault
+        number, text, name = result["os_error"]
+        raise OSError(number, text, name or str(request.engine))
     if "error" in result:
         raise UserError(f"{runtime.label}: {result['error']}")
     result["compute_capabilities"] = runtime.compute_capabilities()

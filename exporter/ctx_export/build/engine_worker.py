@@ -29,6 +29,10 @@ def main() -> None:
             result = build(read_order(Path(sys.argv[1])), tell)
         except BuildError as error:
             result = {"error": str(error)}
+        except OSError as error:
+            if error.errno is None:
+                raise
+            result = {"os_error": [error.errno, error.strerror, str(error.filename or "")]}
         tell(result=result)
 
 

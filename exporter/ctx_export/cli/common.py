@@ -74,7 +74,8 @@ class Command(click.Command):
         except OSError as error:
             if error.errno not in _MENDABLE:
                 raise
-            place = f" ({error.filename})" if error.filename else ""
+            name = error.filename2 or error.filename  # of a copy, where it was going
+            place = f" ({name})" if name else ""
             _fail(f"{error.strerror}{place}: {_MENDABLE[error.errno]}", EXIT_USER_ERROR)
         # Not standalone, click returns the code of ctx.exit(), which --help and --version call.
         sys.exit(result if isinstance(result, int) else 0)

@@ -43,6 +43,12 @@ def test_success_exits_0():
             "error: No space left on device (/x): free some space or choose another directory "
             "with -o\n",
         ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/from", None, "/to"),
+            2,
+            "error: No space left on device (/to): free some space or choose another directory "
+            "with -o\n",
+        ),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
     ],
 )
