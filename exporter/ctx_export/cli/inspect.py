@@ -26,7 +26,7 @@ def main(path: Path, as_json: bool) -> None:
         echo_json(report)
         return
     for name, value in _checkpoint(report) if report["kind"] == "checkpoint" else _package(report):
-        click.echo(f"{name:<12} {value}")
+        click.echo(f"{name:<14} {value}")
 
 
 def _package(report: Mapping[str, Any]) -> Iterator[Row]:
@@ -130,11 +130,10 @@ def _plugins(plugins: Mapping[str, Any] | None) -> str:
 def _validation(validation: Mapping[str, Any] | None) -> str:
     if validation is None:
         return "not validated"
-    return ", ".join(
-        f"{key} {_short(value)}"
-        for key, value in validation.items()
-        if not isinstance(value, Mapping)
-    )
+    state = "agrees with PyTorch" if validation.get("passed") else "DOES NOT AGREE with PyTorch"
+    error = validation.get("max_error")
+    largest = "not finite" if error is None else f"{error:.1e} of the logit scale"
+    return f"{state} to position {validation.get('last_position', '?')}, largest error {largest}"
 
 
 def _tensors(entries: list[Mapping[str, Any]]) -> Iterator[Row]:

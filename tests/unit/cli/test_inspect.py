@@ -61,7 +61,7 @@ def package(tmp_path) -> Path:
             "operators": ["SinkWindowAttention"],
         },
         engine={"runtime": "tensorrt-rtx", "version": "1.7", "compute_capabilities": ["8.0"]},
-        validation={"passed": True, "worst": 1e-5, "rows": {}},
+        validation={"passed": True, "max_error": 1e-5, "last_position": 99},
     ).save(tmp_path)
     return tmp_path
 
@@ -69,7 +69,7 @@ def package(tmp_path) -> Path:
 def rows(*arguments: object) -> dict[str, str]:
     result = CliRunner().invoke(main, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output
-    return {line[:12].strip(): line[13:] for line in result.stdout.splitlines()}
+    return {line[:14].strip(): line[15:] for line in result.stdout.splitlines()}
 
 
 def report(*arguments: object) -> dict:
@@ -93,7 +93,8 @@ def test_package_in_text(package):
         "weights": "linked, 2 files, 1.5 KiB, MISSING: gone.safetensors",
         "engine": "tensorrt-rtx 1.7, compute capability 8.0",
         "plugins": "libctx_plugins.so (SinkWindowAttention), its checksum matches",
-        "validation": "passed True, worst 1e-05",
+        "validation": "agrees with PyTorch to position 99, largest error 1.0e-05 of the "
+        "logit scale",
         "input_ids": "input_ids int64 [batch, tokens]",
         "past_key": "past_key_values.0.key float16 [batch, 2, slots, 64] × 5",
     }
