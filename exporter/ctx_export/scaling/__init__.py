@@ -6,13 +6,11 @@ Nothing is imported before it is needed.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ctx_export.core.errors import UserError
+from ctx_export.core.registry import Registry
 
 if TYPE_CHECKING:
     from ctx_export.scaling.base import Method, Resolved, RotaryShape
@@ -32,28 +30,17 @@ PLANNED: dict[str, tuple[str, ...]] = {
 }
 
 
-@cache
+_REGISTRY: Registry[Method] = Registry(__name__, __path__, "METHOD")
+
+
 def names() -> tuple[str, ...]:
     """Names of all methods, sorted, read from the folder without importing any of them."""
-    stems = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(
-        sorted(s.replace("_", "-") for s in stems if s != "base" and not s.startswith("_"))
-    )
+    return _REGISTRY.names
 
 
-@cache
 def methods() -> dict[str, Method]:
     """Every method by its name."""
-    found: dict[str, Method] = {}
-    for name in names():
-        module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-        method: Method = module.METHOD
-        if method.name != name:
-            raise ValueError(
-                f"{module.__name__}.METHOD is named {method.name!r}, expected {name!r}"
-            )
-        found[name] = method
-    return found
+    return _REGISTRY.entries
 
 
 def find(name: str) -> Method:

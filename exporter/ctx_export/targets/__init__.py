@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING
 
 from ctx_export.core.errors import UserError
+from ctx_export.core.registry import Registry
 
 if TYPE_CHECKING:
     from ctx_export.targets.base import Target
@@ -18,28 +16,17 @@ NONE = "none"  # --engine none is the target onnx
 _ONNX = "onnx"
 
 
-@cache
+_REGISTRY: Registry[Target] = Registry(__name__, __path__, "TARGET")
+
+
 def names() -> tuple[str, ...]:
     """Names of all targets, sorted, read from the folder without importing any of them."""
-    stems = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(
-        sorted(s.replace("_", "-") for s in stems if s != "base" and not s.startswith("_"))
-    )
+    return _REGISTRY.names
 
 
-@cache
 def targets() -> dict[str, Target]:
     """Every target by its name."""
-    found: dict[str, Target] = {}
-    for name in names():
-        module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-        target: Target = module.TARGET
-        if target.name != name:
-            raise ValueError(
-                f"{module.__name__}.TARGET is named {target.name!r}, expected {name!r}"
-            )
-        found[name] = target
-    return found
+    return _REGISTRY.entries
 
 
 def engine_options() -> tuple[str, ...]:
