@@ -156,9 +156,14 @@ class OrtBackend:
             # Packed copies of the weights would be all that the fusion saves.
             settings.add_session_config_entry("session.disable_prepacking", "1")
         providers = [provider] if provider == CPU else [provider, CPU]
+        # Folding reads weights from their file, where a twin's are bfloat16 still.
+        disabled = ["ConstantFolding"] if self._twin else []
         try:
             session = ort.InferenceSession(
-                model.SerializeToString(), settings, providers=providers
+                model.SerializeToString(),
+                settings,
+                providers=providers,
+                disabled_optimizers=disabled,
             )
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise UserError(

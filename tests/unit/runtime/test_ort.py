@@ -108,6 +108,20 @@ def test_bfloat16_runs_as_a_float32_twin_that_says_so(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits[0], tiny.expected(TOKENS.tolist()), rtol=0, atol=2e-5)
 
 
+def test_a_twin_computes_with_its_weights_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in (1 + w) · x: nothing that depends on no input may be computed from the file."""
+    doubled = "factor = Constant <value = T[1] {16384}> ()\n  head2 = Mul(head, factor)\n  head_t"
+    graph = tiny_package._GRAPH.replace("(head)", "(head2)").replace("head_t", doubled, 1)
+    monkeypatch.setattr(tiny_package, "_GRAPH", graph)
+    tiny = tiny_package.write(tmp_path, "bfloat16")
+    with open_session(tmp_path, threads=1) as session:
+        logits = session.feed(TOKENS[None])
+    expected = 2 * tiny.expected(TOKENS.tolist())
+    np.testing.assert_allclose(logits[0], expected, rtol=0, atol=4e-5)
+
+
 def test_chunks_keep_the_scores_within_their_budget(tmp_path: Path) -> None:
     tiny_package.write(tmp_path)
     contract = Contract.from_manifest(Manifest.load(tmp_path))
