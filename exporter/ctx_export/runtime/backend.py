@@ -38,11 +38,11 @@ class Backend(Protocol):
     def step(self, step: Step) -> Floats:
         """Logits [B,R,V] of the rows asked for; the caches hold the new tokens afterwards."""
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Sequence `target` gets the cache of sequence `source`."""
+    def copy_row(self, source: int, target: int, slots: int) -> None:
+        """Sequence `target` gets the first `slots` slots of every cache of sequence `source`."""
 
-    def zero(self, row: int) -> None:
-        """Fill the cache of sequence `row` with zeros."""
+    def zero(self, row: int, slots: int) -> None:
+        """Fill the first `slots` slots of every cache of sequence `row` with zeros."""
 
     def write(self, layer: int, slots: Ints, keys: NDArray[Any], values: NDArray[Any]) -> None:
         """Put keys and values [B,Hkv,P,D] into `slots` [P] of `layer`."""

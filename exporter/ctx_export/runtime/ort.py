@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ctx_export.core.errors import UserError
 from ctx_export.runtime.backend import Floats, Ints, Step
 from ctx_export.runtime.contract import Contract
+from ctx_export.runtime.growth import grow_all
 from ctx_export.runtime.model_file import fuse_weight_transposes, load_model
 from ctx_export.runtime.opening import BackendOptions
 from ctx_export.runtime.ort_cache import NUMPY_TYPES, ONNX_TYPES, CacheTensor
@@ -48,11 +49,11 @@ class OrtBackend:
     def grow(self, capacity: int) -> None:
         try:
             if not self._caches:
-                self._allocate(capacity)
-            for layer, pair in zip(self._contract.layers, self._caches, strict=True):
-                if layer.slots is None and pair[0].slots < capacity:
-                    for tensor in pair:
-                        tensor.grow(capacity)
+                self._caches = self._allocated(capacity)
+            # The binding would hold on to a device's old memory until it gets the new one.
+            self._binding.clear_binding_inputs()
+            self._binding.clear_binding_outputs()
+            grow_all(self._growing(), capacity)
         except (MemoryError, RuntimeError) as error:
             raise UserError(
                 f"there is no memory for caches of {capacity} slots: {_first_line(error)}; use "
@@ -85,13 +86,13 @@ class OrtBackend:
         self._session.run_with_iobinding(binding)
         return widen(logits) if dtype == "bfloat16" else logits.astype(np.float32, copy=False)
 
-    def copy_row(self, source: int, target: int) -> None:
+    def copy_row(self, source: int, target: int, slots: int) -> None:
         for tensor in self._tensors():
-            tensor.copy_row(source, target)
+            tensor.copy_row(source, target, slots)
 
-    def zero(self, row: int) -> None:
+    def zero(self, row: int, slots: int) -> None:
         for tensor in self._tensors():
-            tensor.zero(row)
+            tensor.zero(row, slots)
 
     def write(self, layer: int, slots: Ints, keys: NDArray[Any], values: NDArray[Any]) -> None:
         for tensor, rows in zip(self._caches[layer], (keys, values), strict=True):
@@ -113,12 +114,17 @@ class OrtBackend:
     def _tensors(self) -> list[CacheTensor]:
         return [tensor for pair in self._caches for tensor in pair]
 
+    def _growing(self) -> list[CacheTensor]:
+        layers = zip(self._contract.layers, self._caches, strict=True)
+        return [tensor for layer, pair in layers if layer.slots is None for tensor in pair]
+
     def _stored(self, dtype: str) -> str:
         """The element type that the loaded model really has."""
         return "float32" if self._twin and dtype == "bfloat16" else dtype
 
-    def _allocate(self, capacity: int) -> None:
+    def _allocated(self, capacity: int) -> list[tuple[CacheTensor, CacheTensor]]:
         device = "cpu" if self._on_cpu else _DEVICES[CUDA]
+        caches = []
         for layer in self._contract.layers:
             slots = capacity if layer.slots is None else layer.slots
             shape = (self._batch, layer.kv_heads, slots, layer.head_dim)
@@ -126,7 +132,8 @@ class OrtBackend:
             key, value = (
                 CacheTensor(shape, dtype, device, staged=not self._on_cpu) for _ in range(2)
             )
-            self._caches.append((key, value))
+            caches.append((key, value))
+        return caches
 
     def _bind_caches(self) -> None:
         """Present is written where past lies."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,14 @@ NUMPY_TYPES: dict[str, Any] = {
     "bfloat16": np.uint16,
 }
 ONNX_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
+
+
+class Memory(NamedTuple):
+    """A contiguous tensor [B,H,C,D] somewhere."""
+
+    device: str  # as onnxruntime calls it
+    address: int
+    shape: tuple[int, ...]
 
 
 class CacheTensor:
@@ -44,22 +52,27 @@ class CacheTensor:
         elements: int = math.prod(self.value.shape())
         return elements * int(np.dtype(NUMPY_TYPES[self._dtype]).itemsize)
 
-    def grow(self, slots: int) -> None:
-        """More slots, zeros at the end."""
+    def resize(self, slots: int) -> None:
+        """Other memory with `slots` slots; the first ones keep their contents, new ones hold
+        zeros."""
         old = self._fetch()
         new = np.zeros((*old.shape[:2], slots, old.shape[3]), old.dtype)
-        new[:, :, : old.shape[2]] = old
+        kept = min(slots, old.shape[2])
+        new[:, :, :kept] = old[:, :, :kept]
         self._place(new)
 
-    def copy_row(self, source: int, target: int) -> None:
-        array = self._fetch()
-        array[target] = array[source]
-        self._commit(array)
+    def copy_row(self, source: int, target: int, slots: int) -> None:
+        if self._host is None:
+            self._copy(self._row(source), self._row(target))
+        else:
+            self._host[target, :, :slots] = self._host[source, :, :slots]
 
-    def zero(self, row: int) -> None:
-        array = self._fetch()
-        array[row] = 0
-        self._commit(array)
+    def zero(self, row: int, slots: int) -> None:
+        if self._host is None:
+            zeros = np.zeros((1, *self.value.shape()[1:]), NUMPY_TYPES[self._dtype])
+            self._copy(_host_memory(zeros), self._row(row))
+        else:
+            self._host[row, :, :slots] = 0
 
     def write(self, slots: Ints, rows: NDArray[Any]) -> None:
         """Put rows [B,H,P,D] into `slots` [P]."""
@@ -74,24 +87,34 @@ class CacheTensor:
         return widen(array) if self._dtype == "bfloat16" else array.astype(np.float32)
 
     def _fetch(self) -> NDArray[Any]:
-        if not self._staged:
-            assert self._host is not None
+        if self._host is not None:
             return self._host
         array = np.empty(self.value.shape(), NUMPY_TYPES[self._dtype])
-        self._copy(self.value, self._wrapped(array))
+        self._copy(self._all(), _host_memory(array))
         return array
 
     def _commit(self, array: NDArray[Any]) -> None:
-        if self._staged:
-            self._copy(self._wrapped(array), self.value)
+        if self._host is None:
+            self._copy(_host_memory(array), self._all())
 
-    def _copy(self, source: Any, target: Any) -> None:
+    def _all(self) -> Memory:
+        return Memory(self._device, self.value.data_ptr(), tuple(self.value.shape()))
+
+    def _row(self, row: int) -> Memory:
+        """One sequence's part."""
+        shape = self.value.shape()
+        start = self.value.data_ptr() + row * (self.nbytes // shape[0])
+        return Memory(self._device, start, (1, *shape[1:]))
+
+    def _copy(self, source: Memory, target: Memory) -> None:
         """Copy between devices, for which a bound run of one Identity is the way that every
         provider and element type has."""
-        session = _identity(ONNX_TYPES[self._dtype], self._device)
+        element = ONNX_TYPES[self._dtype]
+        session = _identity(element, self._device)
         binding = session.io_binding()
-        binding.bind_ortvalue_input("x", source)
-        binding.bind_ortvalue_output("y", target)
+        shape = list(source.shape)
+        binding.bind_input("x", source.device, 0, element, shape, source.address)
+        binding.bind_output("y", target.device, 0, element, shape, target.address)
         session.run_with_iobinding(binding)
 
     def _place(self, array: NDArray[Any]) -> None:
@@ -111,6 +134,10 @@ class CacheTensor:
         if self._dtype == "bfloat16":
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, ONNX_TYPES["bfloat16"])
         return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _host_memory(array: NDArray[Any]) -> Memory:
+    return Memory("cpu", array.ctypes.data, array.shape)
 
 
 @cache

@@ -18,13 +18,15 @@ _GROWTH = 1.25  # copies stay a small part of what attention reads, waste at mos
 class Sequences:
     """Lengths of the sequences of a session.
 
-    `seen[b]` tokens are in sequence b. `peak[b]` is the most it ever had since its reset: what a
-    ring's slots were overwritten with, which is what limits taking tokens back.
+    `seen[b]` tokens are in sequence b. `peak[b]` is the most it ever had since it was last empty:
+    what a ring's slots were overwritten with, which is what limits taking tokens back. `used[b]`
+    is the most that its slots have held since they were last filled with zeros.
     """
 
     def __init__(self, batch: int, cache: CacheInfo) -> None:
         self.seen: Ints = np.zeros(batch, np.int64)
         self._peak: Ints = np.zeros(batch, np.int64)
+        self._used: Ints = np.zeros(batch, np.int64)
         self._cache = cache
         self._lost: set[int] = set()
 
@@ -52,6 +54,7 @@ class Sequences:
     def touched(self, totals: Ints) -> None:
         """A call is about to write up to `totals` [B] tokens."""
         self._peak = np.maximum(self._peak, totals)
+        self._used = np.maximum(self._used, totals)
 
     def advance(self, lengths: Ints) -> None:
         """All calls of a feed succeeded."""
@@ -93,19 +96,38 @@ class Sequences:
         if length == 0:
             self._peak[row] = 0
 
-    def reset(self, rows: Sequence[int]) -> None:
-        for row in rows:
-            self.seen[row] = self._peak[row] = 0
-            self._lost.discard(row)
+    def slots(self, row: int) -> int:
+        """Leading slots that may hold the tokens of sequence `row`."""
+        return min(int(self._peak[row]), self._cache.capacity)
 
-    def place(self, length: int) -> None:
-        """Every sequence has `length` tokens that were put into the cache from outside."""
+    def used_slots(self, row: int) -> int:
+        """Leading slots of sequence `row` that may hold anything but zeros."""
+        return min(int(self._used[row]), self._cache.capacity)
+
+    def reset(self, row: int) -> None:
+        """The slots of sequence `row` hold zeros."""
+        self.seen[row] = self._peak[row] = self._used[row] = 0
+        self._lost.discard(row)
+
+    def placing(self, length: int) -> None:
+        """Caches of `length` tokens are about to be put in from outside: until `place`, nobody
+        knows what is there."""
+        self.touched(np.full_like(self.seen, length))
+        self._lost.update(range(len(self.seen)))
+
+    def place(self, length: int, given: int) -> None:
+        """Every sequence has `length` tokens; of the cache that was put in from outside, `given`
+        tokens are there: a ring may lack older ones that its spare slots had room for."""
         self.seen[:] = self._peak[:] = length
+        if self._cache.policy == BOUNDED and given < length:
+            ring = self._cache.capacity - self._cache.sinks
+            self._peak += max(0, ring - (given - self._cache.sinks))
         self._lost.clear()
 
     def copy(self, source: int, target: int) -> None:
         self.check_usable([source])
         self.seen[target], self._peak[target] = self.seen[source], self._peak[source]
+        self._used[target] = max(self._used[target], self._peak[source])
         self._lost.discard(target)
 
     def free_row(self) -> int:

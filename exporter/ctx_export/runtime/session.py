@@ -141,8 +141,9 @@ class Session:
         with self._exclusive() as backend:
             chosen = range(self.batch) if rows is None else [self._row(row) for row in rows]
             for row in chosen:
-                backend.zero(row)
-            self._sequences.reset(list(chosen))
+                # Masked slots still take part with weight 0, which a NaN would survive.
+                backend.zero(row, self._sequences.used_slots(row))
+                self._sequences.reset(row)
 
     def truncate(self, row: int, n: int) -> None:
         """Sequence `row` keeps its first `n` tokens.
@@ -163,7 +164,7 @@ class Session:
             target = self._sequences.free_row() if to is None else self._row(to)
             self._sequences.check_usable([source])
             if source != target:
-                backend.copy_row(source, target)
+                backend.copy_row(source, target, self._sequences.slots(source))
                 self._sequences.copy(source, target)
             return target
 
@@ -189,10 +190,11 @@ class Session:
             for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
                 self._check_cache(layer, key, value, length)
             self._grow_to(length)
+            self._sequences.placing(length)
             for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
                 rows, slots = self._placed(key.shape[2], length)
                 backend.write(layer, slots, key[:, :, rows], value[:, :, rows])
-            self._sequences.place(length)
+            self._sequences.place(length, min(key.shape[2] for key in keys))
 
     def read_cache(self, layer: int) -> tuple[Floats, Floats]:
         """Keys and values of `layer`, [B,Hkv,C,D] float32 copies; slots beyond what a sequence has

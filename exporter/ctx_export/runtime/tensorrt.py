@@ -169,11 +169,11 @@ class EngineBackend:
             return widen(logits)
         return logits.astype(np.float32, copy=False)
 
-    def copy_row(self, source: int, target: int) -> None:
+    def copy_row(self, source: int, target: int, slots: int) -> None:
         for tensor in self._tensors():
             tensor.copy_row(source, target)
 
-    def zero(self, row: int) -> None:
+    def zero(self, row: int, slots: int) -> None:
         for tensor in self._tensors():
             tensor.zero(row)
 

@@ -93,6 +93,8 @@ class FakeBackend:
     fail_at: int | None = None  # index of the call that raises
     steps: list[Step] = field(default_factory=list)
     capacities: list[int] = field(default_factory=list)
+    moved: list[tuple[str, int]] = field(default_factory=list)  # slots zeroed or copied
+    fail_write: bool = False
     closed: int = 0
 
     def chunk_limit(self, slots: int) -> int:
@@ -132,13 +134,17 @@ class FakeBackend:
                 every[b, row, 2] = -1 if step.rope_length is None else step.rope_length[b]
         return np.take_along_axis(every, step.logit_rows[:, :, None], axis=1)
 
-    def copy_row(self, source: int, target: int) -> None:
-        self.keys[target] = self.keys[source]
+    def copy_row(self, source: int, target: int, slots: int) -> None:
+        self.moved.append(("copy", slots))
+        self.keys[target, :, :slots] = self.keys[source, :, :slots]
 
-    def zero(self, row: int) -> None:
-        self.keys[row] = 0
+    def zero(self, row: int, slots: int) -> None:
+        self.moved.append(("zero", slots))
+        self.keys[row, :, :slots] = 0
 
     def write(self, layer: int, slots: Ints, keys: NDArray[Any], values: NDArray[Any]) -> None:
+        if self.fail_write:
+            raise RuntimeError("the runtime failed")
         self.keys[:, :, slots] = keys
 
     def read(self, layer: int) -> tuple[Floats, Floats]:

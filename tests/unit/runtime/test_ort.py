@@ -13,8 +13,9 @@ from ctx_export.core.manifest import Manifest
 from ctx_export.runtime.contract import Contract
 from ctx_export.runtime.opening import BackendOptions
 from ctx_export.runtime.ort import OrtBackend
+from ctx_export.runtime.ort_cache import CacheTensor
 from ctx_export.runtime.session import open_session
-from tests.unit.runtime import tiny_package
+from tests.unit.runtime import context_package, tiny_package
 
 TOKENS = np.random.default_rng(3).integers(0, tiny_package.VOCAB, 19)
 
@@ -62,6 +63,33 @@ def test_caches_grow_in_place_and_keep_their_contents(tmp_path: Path) -> None:
     np.testing.assert_array_equal(key, value)
     assert not key[0, :, 300:].any()
     np.testing.assert_allclose(logits[0], tiny.expected(long.tolist())[250:], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("failing", range(4))
+def test_a_growth_without_memory_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    context_package.write(tmp_path)
+    tokens = np.random.default_rng(5).integers(0, context_package.VOCAB, (1, 300))
+    resize, calls = CacheTensor.resize, []
+
+    def fail_once(tensor: CacheTensor, slots: int) -> None:
+        calls.append(slots)
+        if len(calls) == failing + 1:
+            raise MemoryError("no memory for an array")
+        resize(tensor, slots)
+
+    with open_session(tmp_path, threads=1) as session, open_session(tmp_path) as other:
+        session.feed(tokens[:, :250])
+        before, held = session.read_cache(1), session.cache_bytes
+        monkeypatch.setattr(CacheTensor, "resize", fail_once)
+        with pytest.raises(UserError, match="no memory for caches of 512 slots: no memory for an"):
+            session.feed(tokens[:, 250:])
+        assert calls == [512] * (failing + 1) + [256] * failing
+        assert session.cache_bytes == held and session.seen.tolist() == [250]
+        np.testing.assert_array_equal(session.read_cache(1), before)
+        expected = other.feed(tokens)[:, 250:]
+        np.testing.assert_allclose(session.feed(tokens[:, 250:]), expected, rtol=0, atol=1e-5)
 
 
 def test_a_loaded_cache_equals_a_fed_one(tmp_path: Path) -> None:
@@ -135,20 +163,20 @@ def test_chunks_keep_the_scores_within_their_budget(tmp_path: Path) -> None:
 
 def test_memory_that_the_runtime_owns_is_changed_through_copies() -> None:
     """What a GPU's caches do, on the CPU."""
-    from ctx_export.runtime.ort_cache import CacheTensor
-
     for dtype in ("float32", "float16", "bfloat16"):
         tensor = CacheTensor((2, 1, 3, 2), dtype, "cpu", staged=True)
         rows = np.arange(4.0).reshape(2, 1, 1, 2)
         tensor.write(np.array([1]), rows)
-        tensor.grow(5)
-        tensor.copy_row(1, 0)
+        tensor.resize(5)
+        tensor.copy_row(1, 0, 5)
         expected = np.zeros((2, 1, 5, 2))
         expected[:, 0, 1] = [2, 3]
         np.testing.assert_array_equal(tensor.read(), expected)
-        tensor.zero(0)
+        tensor.zero(0, 5)
         assert not tensor.read()[0].any() and tensor.read()[1].any()
         assert (tensor.slots, tensor.nbytes) == (5, 20 * (4 if dtype == "float32" else 2))
+        tensor.resize(2)
+        np.testing.assert_array_equal(tensor.read()[1], expected[1, :, :2])
 
 
 def test_a_provider_that_is_not_there_names_the_fix(tmp_path: Path) -> None:

@@ -127,6 +127,23 @@ def test_reset_of_one_row_starts_it_again() -> None:
     assert session.seen.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("cache", [None, BOUNDED])
+def test_reset_and_fork_touch_the_slots_in_use(cache: CacheInfo | None) -> None:
+    session, fake = make(batch=3, cache=cache)
+    session.feed(np.full((3, 40), 5), lengths=[40, 3, 0])
+    session.fork(0)  # to row 2
+    session.truncate(0, 0)
+    session.feed([[1], [1], [1]])
+    session.fork(1, to=0)
+    session.reset()
+    used = 41 if cache is None else 10
+    moved = [("copy", min(40, used)), ("copy", 4), ("zero", min(40, used)), ("zero", 4)]
+    assert fake.moved == [*moved, ("zero", used)]
+    assert not fake.keys.any()
+    session.reset()
+    assert fake.moved[-3:] == [("zero", 0)] * 3
+
+
 def test_truncate_takes_tokens_back() -> None:
     session, _ = make(batch=2)
     session.feed([[1, 2, 3], [4, 5, 6]])
@@ -187,6 +204,34 @@ def test_load_cache_of_a_ring_takes_sinks_and_the_newest_tokens() -> None:
     # slot = 2 + (t - 2) mod 8, by hand: 94 → 6, 95 → 7, 96 → 8, 97 → 9, 98 → 2, 99 → 3
     assert fake.keys[0, 0, :, 0].tolist() == [0, 1, 98, 99, 0, 0, 94, 95, 96, 97]
     assert session.feed([[3]])[0, 0, 0] == 0 + 1 + 96 + 97 + 98 + 99 + 3
+
+
+@pytest.mark.parametrize(("given", "back"), [(10, 96), (8, 98), (7, 99)])
+def test_a_loaded_ring_reaches_back_as_far_as_what_was_given(given: int, back: int) -> None:
+    """The next token sees itself and four before it; the newest given - 2 are there."""
+    session, _ = make(cache=BOUNDED)
+    rows = np.zeros((1, 1, given, 1))
+    session.load_cache([rows], [rows], 100)
+    with pytest.raises(SessionStateError, match=f"back to {back}"):
+        session.truncate(0, back - 1)
+    session.truncate(0, back)
+    session.feed([[1]])
+    with pytest.raises(SessionStateError, match=f"back to {back}"):
+        session.truncate(0, back - 1)
+
+
+def test_a_load_that_fails_loses_the_sequences() -> None:
+    session, fake = make(batch=2)
+    session.feed([[1, 2], [3, 4]])
+    fake.fail_write = True
+    rows = np.ones((2, 1, 5, 1))
+    with pytest.raises(RuntimeError, match="the runtime failed"):
+        session.load_cache([rows], [rows], 5)
+    with pytest.raises(SessionStateError, match=r"reset\(\[0\]\)"):
+        session.feed([[1], [1]])
+    fake.fail_write = False
+    session.load_cache([rows], [rows], 5)
+    assert session.feed([[1], [1]])[:, 0, 0].tolist() == [6, 6]
 
 
 def test_load_cache_refuses_what_does_not_fit() -> None:
