@@ -19,7 +19,7 @@ Shape = tuple[int, int, int, int]
 
 
 class DeviceTensor:
-    """A cache's memory; `address` changes when it grows."""
+    """A cache's memory; `address` changes when it is resized."""
 
     def __init__(self, device: Device, shape: Shape, dtype: str) -> None:
         self._device = device
@@ -29,64 +29,79 @@ class DeviceTensor:
         device.zero(self.address, self.nbytes)
 
     @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self._item
+    def slots(self) -> int:
+        return self.shape[2]
 
     @property
-    def _item(self) -> int:
-        return int(np.dtype(NUMPY_TYPES[self._dtype]).itemsize)
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self._type.itemsize
+
+    @property
+    def _type(self) -> np.dtype[Any]:
+        stored: np.dtype[Any] = np.dtype(NUMPY_TYPES[self._dtype])
+        return stored
+
+    @property
+    def _slot(self) -> int:
+        """Bytes of one head's slot."""
+        return self.shape[3] * self._type.itemsize
 
     @property
     def _pitch(self) -> int:
-        """Bytes of one head's slots."""
-        return self.shape[2] * self.shape[3] * self._item
+        """Bytes from one head to the next."""
+        return self.slots * self._slot
+
+    @property
+    def _heads(self) -> int:
+        """Heads of all sequences."""
+        return self.shape[0] * self.shape[1]
 
     def resize(self, slots: int) -> None:
-        """Other memory with `slots` slots; the first ones keep their contents."""
+        """Other memory with `slots` slots; the first ones keep their contents, new ones hold
+        zeros. Where there is no such memory, everything stays as it was."""
         device, old, old_pitch = self._device, self.address, self._pitch
-        new_shape = (*self.shape[:2], slots, self.shape[3])
-        nbytes = math.prod(new_shape) * self._item
-        address = device.malloc(nbytes)
-        device.zero(address, nbytes)
-        self.shape, self.address = new_shape, address
-        rows = self.shape[0] * self.shape[1]
-        width = min(old_pitch, self._pitch)
-        device.copy_rows((address, self._pitch), (old, old_pitch), width, rows)
-        device.synchronize()  # before the memory it reads is given back
+        address = device.malloc(self._heads * slots * self._slot)
+        self.address, self.shape = address, (*self.shape[:2], slots, self.shape[3])
+        pitch = self._pitch
+        kept = min(old_pitch, pitch)
+        device.copy_rows((address, pitch), (old, old_pitch), kept, self._heads)
+        if pitch > kept:
+            device.zero_rows((address + kept, pitch), pitch - kept, self._heads)
+        device.synchronize()  # before the memory that is read is given back
         device.free(old)
 
-    def copy_row(self, source: int, target: int) -> None:
-        size = self.shape[1] * self._pitch
-        self._device.copy(self.address + target * size, self.address + source * size, size)
+    def copy_row(self, source: int, target: int, slots: int) -> None:
+        width = min(slots, self.slots) * self._slot
+        if width and source != target:
+            self._device.copy_rows(self._row(target), self._row(source), width, self.shape[1])
 
-    def zero(self, row: int) -> None:
-        size = self.shape[1] * self._pitch
-        self._device.zero(self.address + row * size, size)
+    def zero(self, row: int, slots: int) -> None:
+        width = min(slots, self.slots) * self._slot
+        if width:
+            self._device.zero_rows(self._row(row), width, self.shape[1])
 
     def write(self, slots: Ints, rows: NDArray[Any]) -> None:
         """Put rows [B,H,P,D] into `slots` [P], one copy for each run of neighbouring slots."""
         stored = narrow(rows) if self._dtype == "bfloat16" else rows.astype(self._type)
-        slot_bytes = self.shape[3] * self._item
+        parts = []
         for start, end in _runs(slots):
-            part = np.ascontiguousarray(stored[:, :, start:end])
-            width = (end - start) * slot_bytes
-            target = self.address + int(slots[start]) * slot_bytes
-            self._device.copy_rows(
-                (target, self._pitch), (part, width), width, self.shape[0] * self.shape[1]
-            )
+            parts.append(np.ascontiguousarray(stored[:, :, start:end]))
+            target = self.address + int(slots[start]) * self._slot
+            self._device.upload_rows((target, self._pitch), parts[-1], self._heads)
+        self._device.synchronize()  # before the parts are gone
 
     def read(self) -> Floats:
         """A float32 copy [B,H,C,D]."""
         array = np.empty(self.shape, self._type)
         self._device.download(array, self.address)
-        return widen(array) if self._dtype == "bfloat16" else array.astype(np.float32)
+        return widen(array) if self._dtype == "bfloat16" else array.astype(np.float32, copy=False)
 
     def free(self) -> None:
         self._device.free(self.address)
 
-    @property
-    def _type(self) -> Any:
-        return NUMPY_TYPES[self._dtype]
+    def _row(self, row: int) -> tuple[int, int]:
+        """One sequence's heads."""
+        return self.address + row * self.shape[1] * self._pitch, self._pitch
 
 
 def _runs(slots: Ints) -> Iterator[tuple[int, int]]:

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from ctx_export.build.engine_profiles import DECODE, PREFILL
 from ctx_export.core.errors import UserError
-from ctx_export.core.manifest import ENGINE_NAME, Manifest
+from ctx_export.core.manifest import Manifest
 from ctx_export.runtime.backend import Floats, Ints, Step
 from ctx_export.runtime.contract import Contract
 from ctx_export.runtime.cuda import CudaDevice, Device
 from ctx_export.runtime.device_cache import DeviceTensor
+from ctx_export.runtime.device_inputs import DeviceInputs
+from ctx_export.runtime.engine_file import LoadedEngine, load_engine, reason
+from ctx_export.runtime.growth import grow_all
 from ctx_export.runtime.ort_cache import NUMPY_TYPES
 from ctx_export.runtime.twin import widen
 
@@ -32,13 +35,7 @@ def open_engine(
     of another version, or there is no GPU it runs on.
     """
     _check_engine(name, manifest, contract, batch)
-    try:
-        trt: Any = importlib.import_module(_MODULES[name])
-    except ImportError:
-        raise UserError(
-            f"backend {name} is not installed: pip install 'ctx-export[{_EXTRAS[name]}]', or open "
-            "the package with backend ort"
-        ) from None
+    trt = _runtime_module(name)
     assert manifest.engine is not None
     built = str(manifest.engine.get("version", ""))
     if built != str(trt.__version__):
@@ -50,8 +47,8 @@ def open_engine(
 
     if (reason := missing_gpu()) is not None:
         raise UserError(f"backend {name} needs a GPU and {reason}: use backend ort")
-    engine = load_engine(trt, directory, manifest)
-    return EngineBackend(engine, CudaDevice(), contract, batch)
+    loaded = load_engine(trt, directory, manifest)
+    return EngineBackend(loaded, CudaDevice(), contract, batch)
 
 
 def _check_engine(name: str, manifest: Manifest, contract: Contract, batch: int) -> None:
@@ -69,58 +66,52 @@ def _check_engine(name: str, manifest: Manifest, contract: Contract, batch: int)
         )
 
 
-def load_engine(trt: Any, directory: Path, manifest: Manifest) -> Any:
-    """Deserialise `directory`/model.engine after loading the package's plugin library."""
-    path = directory / ENGINE_NAME
-    if not path.is_file():
-        raise UserError(f"{directory} has no {ENGINE_NAME}: export the package again")
-    logger = _logger(trt)
-    runtime = trt.Runtime(logger)
-    if manifest.plugins is not None:
-        library = (directory / str(manifest.plugins["file"])).absolute()
-        if (
-            not library.is_file()
-            or runtime.get_plugin_registry().load_library(str(library)) is None
-        ):
-            raise UserError(
-                f"the plugin library {library} cannot be loaded: {logger.last_error}; export the "
-                "package again"
-            )
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
-    if engine is None:
+def _runtime_module(name: str) -> Any:
+    """The Python module of runtime `name`."""
+    module = _MODULES[name]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
         raise UserError(
-            f"{path} cannot be loaded: {logger.last_error}; export the package again for this GPU"
-        )
-    return engine
-
-
-def _logger(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]
-        last_error = "no reason was given"
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if int(severity) <= int(trt.ILogger.Severity.ERROR):
-                self.last_error = message
-
-    return Log()
+            f"backend {name} is not installed: pip install 'ctx-export[{_EXTRAS[name]}]', or open "
+            "the package with backend ort"
+        ) from None
+    except (ImportError, OSError) as error:  # a shared library of it is missing
+        raise UserError(
+            f"backend {name} cannot be loaded: {error}; install {module} again, or open the "
+            "package with backend ort"
+        ) from None
 
 
 class EngineBackend:
     """See `backend.Backend`. One execution context per profile: calls of several tokens run in the
-    prefill profile, calls of one token in the decode profile."""
+    prefill profile, calls of one token in the decode profile.
 
-    def __init__(self, engine: Any, device: Device, contract: Contract, batch: int) -> None:
+    The backend owns `device` from here on, also where it raises.
+    """
+
+    def __init__(
+        self, loaded: LoadedEngine, device: Device, contract: Contract, batch: int
+    ) -> None:
         self._device = device
         self._contract = contract
         self._batch = batch
-        self._engine = engine
+        self._loaded: LoadedEngine | None = loaded
+        self._errors = loaded.errors
+        self._contexts: dict[int, Any] = {}
         self._caches: list[tuple[DeviceTensor, DeviceTensor]] = []
-        self._buffers: dict[str, tuple[int, int]] = {}  # name → address, bytes
-        self._check_names()
-        self._contexts = {profile: self._context(profile) for profile in (PREFILL, DECODE)}
+        self._inputs: DeviceInputs | None = None
+        self._logits = (0, 0)  # address and bytes
+        try:
+            self._check_names(loaded.engine)
+            # Tokens and their logit rows, and up to three numbers for every sequence.
+            elements = batch * (2 * contract.max_chunk + 3)
+            self._inputs = DeviceInputs(device, tensors=5, elements=elements)
+            for profile in (PREFILL, DECODE):
+                self._contexts[profile] = self._context(loaded.engine, profile)
+        except BaseException:
+            self.close()
+            raise
 
     def chunk_limit(self, slots: int) -> int:
         return self._contract.max_chunk
@@ -129,22 +120,13 @@ class EngineBackend:
         if not self._caches:
             self._allocate(capacity)
             return
-        grown: list[tuple[DeviceTensor, int]] = []
-        try:
-            for layer, pair in zip(self._contract.layers, self._caches, strict=True):
-                for tensor in pair:
-                    if layer.slots is None and tensor.shape[2] < capacity:
-                        before = tensor.shape[2]
-                        tensor.resize(capacity)
-                        grown.append((tensor, before))
-        except UserError:
-            # The engine takes one number of slots for all layers.
-            for tensor, before in grown:
-                tensor.resize(before)
-            raise
+        layers = zip(self._contract.layers, self._caches, strict=True)
+        growing = [tensor for layer, pair in layers if layer.slots is None for tensor in pair]
+        grow_all(growing, capacity)
 
     def step(self, step: Step) -> Floats:
         names = self._contract
+        self._errors.clear()
         tokens = step.input_ids.shape[1]
         context = self._contexts[DECODE if tokens == 1 else PREFILL]
         inputs = {
@@ -156,26 +138,28 @@ class EngineBackend:
         if names.rope_length is not None:
             assert step.rope_length is not None
             inputs[names.rope_length] = step.rope_length
-        for name, array in inputs.items():
-            self._bind_input(context, name, np.ascontiguousarray(array, np.int64))
         self._bind_caches(context)
         shape = (self._batch, step.logit_rows.shape[1], names.vocab)
         logits = np.empty(shape, NUMPY_TYPES[names.logits_dtype])
-        address = self._buffer(names.logits, logits.nbytes)
-        self._call(context.set_tensor_address(names.logits, address), "logits are not bound")
-        self._call(context.execute_async_v3(self._device.stream), "the engine did not run")
-        self._device.download(logits, address)
+        self._bind_logits(context, logits.nbytes)
+        try:
+            self._bind_inputs(context, inputs)
+            self._call(context.execute_async_v3(self._device.stream), "the engine did not run")
+            self._device.download(logits, self._logits[0])
+        except BaseException:
+            self._device.synchronize()  # the next call reuses the inputs' memory
+            raise
         if names.logits_dtype == "bfloat16":
             return widen(logits)
         return logits.astype(np.float32, copy=False)
 
     def copy_row(self, source: int, target: int, slots: int) -> None:
         for tensor in self._tensors():
-            tensor.copy_row(source, target)
+            tensor.copy_row(source, target, slots)
 
     def zero(self, row: int, slots: int) -> None:
         for tensor in self._tensors():
-            tensor.zero(row)
+            tensor.zero(row, slots)
 
     def write(self, layer: int, slots: Ints, keys: NDArray[Any], values: NDArray[Any]) -> None:
         for tensor, rows in zip(self._caches[layer], (keys, values), strict=True):
@@ -192,13 +176,14 @@ class EngineBackend:
     def close(self) -> None:
         self._device.synchronize()
         self._contexts.clear()
-        self._engine = None
+        self._loaded = None
         for tensor in self._tensors():
             tensor.free()
         self._caches.clear()
-        for address, _ in self._buffers.values():
-            self._device.free(address)
-        self._buffers.clear()
+        if self._inputs is not None:
+            self._inputs.free()
+        if self._logits[1]:
+            self._device.free(self._logits[0])
         self._device.close()
 
     def _tensors(self) -> list[DeviceTensor]:
@@ -211,19 +196,21 @@ class EngineBackend:
             for layer in self._contract.layers:
                 slots = capacity if layer.slots is None else layer.slots
                 shape = (self._batch, layer.kv_heads, slots, layer.head_dim)
-                made += [DeviceTensor(self._device, shape, dtype) for _ in range(2)]
+                for _ in ("key", "value"):
+                    made.append(DeviceTensor(self._device, shape, dtype))
         except UserError:
+            self._device.synchronize()
             for tensor in made:
                 tensor.free()
             raise
         self._caches = list(zip(made[::2], made[1::2], strict=True))
 
-    def _context(self, profile: int) -> Any:
-        context = self._engine.create_execution_context()
+    def _context(self, engine: Any, profile: int) -> Any:
+        context = engine.create_execution_context()
         if context is None:
             raise UserError(
-                "the GPU has no memory for the engine's working space: use a GPU with more, or "
-                "export with a smaller --max-chunk"
+                f"the engine cannot be set up: {reason(self._errors)}; use a GPU with more "
+                "memory, or export with a smaller --max-chunk"
             )
         self._call(
             context.set_optimization_profile_async(profile, self._device.stream),
@@ -232,14 +219,12 @@ class EngineBackend:
         self._device.synchronize()
         return context
 
-    def _bind_input(self, context: Any, name: str, array: NDArray[Any]) -> None:
-        address = self._buffer(name, array.nbytes)
-        self._device.upload(address, array)
-        self._call(
-            context.set_input_shape(name, tuple(array.shape)),
-            f"the engine refuses {name} of shape {list(array.shape)}",
-        )
-        self._call(context.set_tensor_address(name, address), f"{name} is not bound")
+    def _bind_inputs(self, context: Any, inputs: dict[str, Ints]) -> None:
+        assert self._inputs is not None
+        for name, array in inputs.items():
+            self._set_shape(context, name, array.shape)
+        for name, address in self._inputs.put(inputs).items():
+            self._set_address(context, name, address)
 
     def _bind_caches(self, context: Any) -> None:
         """Present is written where past lies."""
@@ -248,28 +233,30 @@ class EngineBackend:
                 (key, layer.past_key, layer.present_key),
                 (value, layer.past_value, layer.present_value),
             ):
-                self._call(
-                    context.set_input_shape(past, tensor.shape),
-                    f"the engine refuses {past} of shape {list(tensor.shape)}",
-                )
-                for name in (past, present):
-                    self._call(
-                        context.set_tensor_address(name, tensor.address), f"{name} is not bound"
-                    )
+                self._set_shape(context, past, tensor.shape)
+                self._set_address(context, past, tensor.address)
+                self._set_address(context, present, tensor.address)
 
-    def _buffer(self, name: str, nbytes: int) -> int:
-        """Device memory for a small tensor, kept from call to call."""
-        address, size = self._buffers.get(name, (0, 0))
+    def _bind_logits(self, context: Any, nbytes: int) -> None:
+        """Memory for the logits is kept from call to call."""
+        address, size = self._logits
         if size < nbytes:
             if size:
-                self._device.free(self._buffers.pop(name)[0])
-            address, size = self._device.malloc(nbytes), nbytes
-            self._buffers[name] = (address, size)
-        return address
+                self._logits = (0, 0)
+                self._device.free(address)
+            self._logits = (self._device.malloc(nbytes), nbytes)
+        self._set_address(context, self._contract.logits, self._logits[0])
 
-    def _check_names(self) -> None:
+    def _set_shape(self, context: Any, name: str, shape: tuple[int, ...]) -> None:
+        refused = f"the engine refuses {name} of shape {list(shape)}"
+        self._call(context.set_input_shape(name, tuple(shape)), refused)
+
+    def _set_address(self, context: Any, name: str, address: int) -> None:
+        self._call(context.set_tensor_address(name, address), f"{name} cannot be bound")
+
+    def _check_names(self, engine: Any) -> None:
         """The engine's inputs and outputs are the manifest's."""
-        engine, names = self._engine, self._contract
+        names = self._contract
         found = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
         plain = (names.input_ids, names.seen, names.new, names.logit_rows, names.logits)
         stated = {*plain, *([names.rope_length] if names.rope_length else [])}
@@ -282,7 +269,6 @@ class EngineBackend:
                 "the package again"
             )
 
-    @staticmethod
-    def _call(succeeded: bool, failure: str) -> None:
+    def _call(self, succeeded: bool, failure: str) -> None:
         if not succeeded:
-            raise RuntimeError(f"TensorRT: {failure}")
+            raise RuntimeError(f"{failure}: {reason(self._errors)}")
