@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from ctx_export.cli import run
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import CacheInfo, Manifest
-from ctx_export.runtime import opening
-from ctx_export.runtime import session as session_module
 from ctx_export.runtime.backend import Floats, Step
 from ctx_export.runtime.contract import Contract
 from ctx_export.runtime.errors import ContextLimitError
@@ -112,66 +107,3 @@ def test_stop_text_holds_back_what_may_become_one() -> None:
     assert stop.push("d>rest") == "" and stop.stopped
     rest = StopText(["<end>"])
     assert rest.push("a<en") == "a" and rest.flush() == "<en"
-
-
-@pytest.fixture
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package that ctx-run opens with the counting backend."""
-    package(tmp_path, byte_tokenizer())
-    stated().save(tmp_path)
-
-    def fake(*_: Any) -> CountingBackend:
-        return CountingBackend(batch=1, cache=FULL)
-
-    monkeypatch.setattr(session_module, "make_backend", fake)
-    return tmp_path
-
-
-def test_the_command_streams_text(directory: Path) -> None:
-    result = CliRunner().invoke(
-        run.main, [str(directory), "--prompt", "abc", "--max-new-tokens", "4"]
-    )
-    assert (result.exit_code, result.stdout) == (0, "defg\n")
-
-
-def test_the_command_prints_figures(directory: Path) -> None:
-    (directory / "prompt.txt").write_text("abc", encoding="utf-8")
-    result = CliRunner().invoke(
-        run.main,
-        [str(directory), "--prompt-file", str(directory / "prompt.txt"), "--json", "--stop", "f"],
-    )
-    assert result.exit_code == 0
-    figures = json.loads(result.stdout)
-    assert figures["text"] == "de" and figures["prompt_tokens"] == 3
-    assert figures["cache_bytes"] == 120 and figures["prefill_seconds"] > 0
-
-
-def test_the_command_reads_standard_input(directory: Path) -> None:
-    result = CliRunner().invoke(
-        run.main, [str(directory), "--prompt-file", "-", "--max-new-tokens", "1"], input="x"
-    )
-    assert result.stdout == "y\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "neither of --prompt and --prompt-file given"),
-        (["--prompt", "a", "--prompt-file", "b"], "both of --prompt and --prompt-file given"),
-        (["--prompt-file", "missing.txt"], "--prompt-file missing.txt cannot be read"),
-        (["--prompt", "a" * 31], "31 tokens, the package's maximum context is 30"),
-        (["--prompt", "a", "--backend", "onnx"], "backend 'onnx' is unknown"),
-        (["--prompt", "a", "--temperature", "-1"], "temperature is -1"),
-    ],
-)
-def test_the_command_refuses_in_one_line(
-    directory: Path, arguments: list[str], message: str
-) -> None:
-    result = CliRunner().invoke(run.main, [str(directory), *arguments])
-    assert result.exit_code == 2 and result.stdout == ""
-    assert result.stderr.startswith("error: ") and message in result.stderr
-    assert result.stderr.count("\n") == 1
-
-
-def test_the_command_lists_every_backend() -> None:
-    assert run.BACKENDS == opening.BACKENDS
