@@ -216,7 +216,6 @@ class EngineBackend:
             context.set_optimization_profile_async(profile, self._device.stream),
             f"profile {profile} cannot be chosen",
         )
-        self._device.synchronize()
         return context
 
     def _bind_inputs(self, context: Any, inputs: dict[str, Ints]) -> None:

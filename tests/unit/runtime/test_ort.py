@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,18 @@ def test_chunks_keep_the_scores_within_their_budget(tmp_path: Path) -> None:
     assert backend.chunk_limit(1 << 20) == 16
     assert backend.chunk_limit(1 << 17) == 128
     assert backend.chunk_limit(1 << 30) == 16
+    backend.close()
+
+
+def test_layers_of_fixed_size_do_not_grow(tmp_path: Path) -> None:
+    """A model may mix them with growing ones."""
+    contract = Contract.from_manifest(context_package.write(tmp_path))
+    fixed, growing = replace(contract.layers[0], slots=17), contract.layers[1]
+    contract = replace(contract, layers=(fixed, growing))
+    backend = OrtBackend(tmp_path, contract, BackendOptions(batch=2))
+    for capacity in (256, 512):
+        backend.grow(capacity)
+        assert [backend.read(layer)[1].shape[2] for layer in (0, 1)] == [17, capacity]
     backend.close()
 
 

@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ import pytest
 from ctx_export.core.errors import UserError
 from ctx_export.runtime import tensorrt
 from ctx_export.runtime.backend import Step
+from ctx_export.runtime.contract import Contract
+from ctx_export.runtime.engine_file import load_engine
 from ctx_export.runtime.errors import ContextLimitError, SessionStateError
 from ctx_export.runtime.session import Session, open_session
+from ctx_export.runtime.tensorrt import EngineBackend
 from ctx_export.targets import _cuda_device
 from tests.unit.runtime import context_package, software_engine, tiny_package
 from tests.unit.runtime.context_package import FULL, MAX_BATCH, MAX_CHUNK, RING, VOCAB
@@ -299,11 +303,22 @@ def test_what_the_engine_refuses_names_the_tensor(
 def test_a_call_that_fails_leaves_a_usable_session(pair: OpenPair) -> None:
     both = pair()
     both.feed(tokens(9))
+    engine_of(both.engine).runtime.error("something before")
     engine_of(both.engine).refuses = True
     with pytest.raises(RuntimeError, match="the engine did not run: enqueue failed"):
         both.engine.feed(tokens(3))
     engine_of(both.engine).refuses = False
     both.feed(tokens(3, seed=1))
+
+
+def test_logits_without_memory_leave_a_usable_session(pair: OpenPair, gpu: FakeGpu) -> None:
+    both = pair()
+    both.feed(tokens(9), logits="last")
+    gpu.fail_at = {gpu.allocations, gpu.allocations + 1}
+    for _ in range(2):
+        with pytest.raises(UserError, match="the GPU has no"):
+            both.engine.feed(tokens(7, seed=1))
+    both.feed(tokens(7, seed=1))
 
 
 def test_a_step_copies_once_and_allocates_nothing(pair: OpenPair, gpu: FakeGpu) -> None:
@@ -319,11 +334,11 @@ def test_a_step_copies_once_and_allocates_nothing(pair: OpenPair, gpu: FakeGpu) 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_logits_of_every_precision(tmp_path: Path, engine_session: Open, dtype: str) -> None:
     """Oracle: float64 attention in numpy; logits of scale 10 are rounded once."""
-    tiny = tiny_package.write(tmp_path, dtype)
+    tiny = tiny_package.write(tmp_path, dtype, max_chunk=250)
     given = np.random.default_rng(3).integers(0, tiny_package.VOCAB, 19)
     session = engine_session(tmp_path)
     parts = [session.feed(given[None, at : at + 5])[0] for at in range(0, 19, 5)]
-    session.feed(np.ones((1, 300), np.int64), logits="last")
+    session.feed(np.ones((1, 300), np.int64))
     error = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 1e-1}[dtype]
     expected = tiny.expected(given.tolist())
     np.testing.assert_allclose(np.concatenate(parts), expected, rtol=0, atol=error)
@@ -338,7 +353,7 @@ def test_close_releases_contexts_engine_and_memory(
     context_package.write(tmp_path)
     session = engine_session(tmp_path)
     session.feed(tokens(8))
-    engine = engine_of(session)
+    engine, backend = engine_of(session), session._backend
     contexts, alive = engine.contexts, weakref.ref(engine)
     assert [context() is None for context in contexts] == [False, False]
     del engine
@@ -347,8 +362,25 @@ def test_close_releases_contexts_engine_and_memory(
     gpu.check_released()
     gc.collect()
     assert alive() is None and all(context() is None for context in contexts)
+    assert backend is not None and backend.cache_bytes == 0
     with pytest.raises(SessionStateError, match="closed"):
         session.feed(tokens(1))
+
+
+def test_layers_of_fixed_size_do_not_grow(tmp_path: Path, gpu: FakeGpu) -> None:
+    """A model may mix them with growing ones."""
+    context_package.write(tmp_path)
+    manifest = software_engine.add_engine(tmp_path)
+    contract = Contract.from_manifest(manifest)
+    fixed, growing = replace(contract.layers[0], slots=17), contract.layers[1]
+    contract = replace(contract, layers=(fixed, growing))
+    loaded = load_engine(software_engine.module(gpu), tmp_path, manifest)
+    backend = EngineBackend(loaded, gpu, contract, 2)
+    for capacity in (256, 512):
+        backend.grow(capacity)
+        assert [backend.read(layer)[1].shape[2] for layer in (0, 1)] == [17, capacity]
+    backend.close()
+    gpu.check_released()
 
 
 @pytest.mark.parametrize("failing", range(5))
