@@ -1,16 +1,13 @@
 // Messages to TensorRT's logger, and the boundary no exception passes.
 #pragma once
 
-#include "trt/tensorrt_abi.h"
-
 #include <exception>
-#include <string>
 
 namespace ctx
 {
 
-// The finder TensorRT hands over when it loads the library; null: errors go to standard error.
-void setLoggerFinder(nvinfer1::ILoggerFinder* finder) noexcept;
+// The ILoggerFinder that TensorRT hands over when it loads the library; null: errors go to standard error.
+void setLoggerFinder(void* finder) noexcept;
 
 void logError(char const* plugin, char const* where, char const* text) noexcept;
 

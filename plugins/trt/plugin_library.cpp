@@ -1,4 +1,15 @@
-// Entry points by which TensorRT, TensorRT-RTX and trtexec find the plugins of this library.
+// Entry points by which TensorRT finds the plugins of this library.
+//
+// IPluginRegistry::loadLibrary opens the library, passes setLoggerFinder its logger and registers what getCreators
+// lists; it refuses a library whose plugins are registered already, so nothing here registers itself when it is opened,
+// as REGISTER_TENSORRT_PLUGIN would. Who loads it how:
+// - TensorRT 10.3 or later, TensorRT-RTX: get_plugin_registry().load_library(path), once, before an engine is parsed,
+//   built or deserialised.
+// - trtexec: --dynamicPlugins=path, or packed into the engine with --setPluginsToSerialize=path. --staticPlugins only
+//   opens a library and expects it to register itself, so it finds no plugin here.
+// - onnxruntime's TensorRT provider: trt_extra_plugin_lib_paths only opens a library, too. Load it into TensorRT's
+//   registry before the session is made: import tensorrt; tensorrt.get_plugin_registry().load_library(path).
+// initLibNvInferPlugins is the entry of TensorRT's own plugins; no loader asks another library for it.
 
 #include "trt/log.h"
 #include "trt/scaled_rotary_embedding_plugin.h"
@@ -15,7 +26,8 @@ CTX_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCrea
     return creators;
 }
 
-CTX_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder)
+// An ILoggerFinder: see trt/abi/logger.h for why its type is left open.
+CTX_EXPORT void setLoggerFinder(void* finder)
 {
     ctx::setLoggerFinder(finder);
 }

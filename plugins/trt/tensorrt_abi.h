@@ -6,5 +6,4 @@
 #else
 #include "trt/abi/expressions.h"
 #include "trt/abi/plugin.h"
-#include "trt/abi/registry.h"
 #endif

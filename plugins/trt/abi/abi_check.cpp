@@ -5,12 +5,13 @@
 
 #define CTX_ABI_NAMESPACE ctx_abi
 #include "trt/abi/expressions.h"
+#include "trt/abi/logger.h"
 #include "trt/abi/plugin.h"
-#include "trt/abi/registry.h"
 
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
+#include <type_traits>
 
 namespace
 {
@@ -63,11 +64,6 @@ CTX_SAME_VALUE(TensorRTPhase::kRUNTIME);
 CTX_SAME_VALUE(PluginCapabilityType::kCORE);
 CTX_SAME_VALUE(PluginCapabilityType::kBUILD);
 CTX_SAME_VALUE(PluginCapabilityType::kRUNTIME);
-CTX_SAME_VALUE(ILogger::Severity::kINTERNAL_ERROR);
-CTX_SAME_VALUE(ILogger::Severity::kERROR);
-CTX_SAME_VALUE(ILogger::Severity::kWARNING);
-CTX_SAME_VALUE(ILogger::Severity::kINFO);
-CTX_SAME_VALUE(ILogger::Severity::kVERBOSE);
 CTX_SAME_VALUE(Dims::MAX_DIMS);
 CTX_SAME_VALUE(IPluginV3OneBuild::kDEFAULT_FORMAT_COMBINATION_LIMIT);
 
@@ -107,9 +103,6 @@ CTX_SAME_LAYOUT(IPluginV3OneCore);
 CTX_SAME_LAYOUT(IPluginV3OneBuildV2);
 CTX_SAME_LAYOUT(IPluginV3OneRuntime);
 CTX_SAME_LAYOUT(IPluginCreatorV3One);
-CTX_SAME_LAYOUT(ILogger);
-CTX_SAME_LAYOUT(ILoggerFinder);
-CTX_SAME_LAYOUT(IPluginRegistry);
 
 // A pointer to a virtual member is 1 + its byte offset in the table of virtual functions (Itanium C++ ABI), so equal
 // bytes mean equal places. The language compares pointers of unrelated classes at no earlier time than this.
@@ -126,6 +119,11 @@ int report(char const* name, Theirs theirs, Ours ours)
 }
 
 #define CTX_PLACE(name) report(#name, &nvinfer1::name, &ctx_abi::name)
+
+using LoggerRoot
+    = std::conditional_t<ctx::abi::hasVersionedLogger(NV_TENSORRT_MAJOR), ctx::abi::VersionedRoot, ctx::abi::PlainRoot>;
+static_assert(static_cast<int32_t>(nvinfer1::ILogger::Severity::kERROR) == ctx::abi::Logger<LoggerRoot>::kERROR,
+    "ILogger::Severity::kERROR differs");
 
 } // namespace
 
@@ -162,27 +160,15 @@ int main()
         CTX_PLACE(IPluginCreatorV3One::getPluginName),
         CTX_PLACE(IPluginCreatorV3One::getPluginVersion),
         CTX_PLACE(IPluginCreatorV3One::getPluginNamespace),
-        CTX_PLACE(ILogger::log),
-        CTX_PLACE(ILoggerFinder::findLogger),
+        report("ILogger::log", &nvinfer1::ILogger::log, &ctx::abi::Logger<LoggerRoot>::log),
+        report("ILoggerFinder::findLogger", &nvinfer1::ILoggerFinder::findLogger,
+            &ctx::abi::LoggerFinder<LoggerRoot>::findLogger),
         CTX_PLACE(apiv::VDimensionExpr::isConstant),
         CTX_PLACE(apiv::VDimensionExpr::getConstantValue),
         CTX_PLACE(apiv::VDimensionExpr::isSizeTensor),
         CTX_PLACE(apiv::VExprBuilder::constant),
         CTX_PLACE(apiv::VExprBuilder::operation),
         CTX_PLACE(apiv::VExprBuilder::declareSizeTensor),
-        CTX_PLACE(IPluginRegistry::setErrorRecorder),
-        CTX_PLACE(IPluginRegistry::getErrorRecorder),
-        CTX_PLACE(IPluginRegistry::isParentSearchEnabled),
-        CTX_PLACE(IPluginRegistry::setParentSearchEnabled),
-        CTX_PLACE(IPluginRegistry::loadLibrary),
-        CTX_PLACE(IPluginRegistry::deregisterLibrary),
-        CTX_PLACE(IPluginRegistry::registerCreator),
-        CTX_PLACE(IPluginRegistry::getAllCreators),
-        CTX_PLACE(IPluginRegistry::getCreator),
-        CTX_PLACE(IPluginRegistry::deregisterCreator),
-        CTX_PLACE(IPluginRegistry::acquirePluginResource),
-        CTX_PLACE(IPluginRegistry::releasePluginResource),
-        CTX_PLACE(IPluginRegistry::getAllCreatorsRecursive),
     };
     int sum = 0;
     for (int const difference : differences)

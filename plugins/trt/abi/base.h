@@ -1,6 +1,8 @@
 // Our own declarations of TensorRT's plugin ABI, for builds without an SDK: values, tensor descriptions and the root of
-// its versioned interfaces. TensorRT 10 and 11 and TensorRT-RTX 1 share this ABI. The namespace, the names of types and
-// virtual methods, their order and the enum values are the ABI; abi_check.cpp compares them with an SDK's headers.
+// its versioned interfaces. TensorRT 10.3 to 11.1 and TensorRT-RTX 1 share this ABI (10.2 and older have no aliased
+// plugin I/O). The namespace, the names of types and virtual methods, their order and the enum values are the ABI;
+// abi_check.cpp compares them with an SDK's headers. The plugin registry is left out: it changed from 10 to 11, and a
+// library that is asked for its creators needs none.
 #pragma once
 
 #include <cstddef>
@@ -29,9 +31,7 @@ enum class DataType : int32_t
     kFP8 = 6,
     kBF16 = 7,
     kINT64 = 8,
-    kINT4 = 9,
-    kFP4 = 10,
-    kE8M0 = 11
+    kINT4 = 9
 };
 
 // Only kLINEAR (row-major, no vectorised channels) is used here.

@@ -19,10 +19,7 @@ enum class PluginFieldType : int32_t
     kDIMS = 7,
     kUNKNOWN = 8,
     kBF16 = 9,
-    kINT64 = 10,
-    kFP8 = 11,
-    kINT4 = 12,
-    kFP4 = 13
+    kINT64 = 10
 };
 
 // One attribute: `length` entries of `type` at `data`.
