@@ -1,4 +1,4 @@
-# Finds nvcc, enables CUDA where it may, and sets CTX_HAS_CUDA.
+# Finds nvcc, enables CUDA where it may, and sets CTX_HAS_CUDA and CTX_CUDA_OPTIONS, nvcc's options for the kernels.
 #
 # Searched in this order: CMAKE_CUDA_COMPILER, the variable CUDACXX, PATH, /usr/local/cuda, and the PyPI packages
 # nvidia-cuda-nvcc, nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-nvvm of the Python that is first on PATH.
@@ -18,6 +18,33 @@ function(ctx_find_pypi_nvcc result)
     list(GET candidates 0 nvcc)
     set(${result} "${nvcc}" PARENT_SCOPE)
   endif()
+endfunction()
+
+# nvcc's front end runs once for each virtual architecture, which is half of a build. So the kernels are translated for
+# the few whose instructions they may use, and assembled from those for every GPU; the newest also stays as PTX.
+set(CTX_CUDA_VIRTUAL_ARCHITECTURES 80 90 100)
+
+function(ctx_cuda_code_options result)
+  list(GET CTX_CUDA_ARCHITECTURES -1 newest)
+  foreach(architecture IN LISTS CTX_CUDA_ARCHITECTURES)
+    set(virtual ${architecture}) # 75 or 90a: a virtual architecture of its own
+    foreach(candidate IN LISTS CTX_CUDA_VIRTUAL_ARCHITECTURES)
+      if(architecture MATCHES "^[0-9]+$" AND NOT candidate GREATER architecture)
+        set(virtual ${candidate})
+      endif()
+    endforeach()
+    list(APPEND virtuals ${virtual})
+    list(APPEND codes_${virtual} sm_${architecture})
+    if(architecture STREQUAL newest)
+      list(APPEND codes_${virtual} compute_${virtual})
+    endif()
+  endforeach()
+  list(REMOVE_DUPLICATES virtuals)
+  foreach(virtual IN LISTS virtuals)
+    list(JOIN codes_${virtual} "," codes)
+    list(APPEND options "--generate-code=arch=compute_${virtual},code=[${codes}]")
+  endforeach()
+  set(${result} ${options} PARENT_SCOPE)
 endfunction()
 
 if(NOT CTX_BUILD_CUDA STREQUAL "OFF")
@@ -43,12 +70,15 @@ if(NOT CTX_BUILD_CUDA STREQUAL "OFF")
         link_directories("${ctx_cuda_root}/lib")
       endif()
     endif()
-    list(TRANSFORM CTX_CUDA_ARCHITECTURES APPEND "-real" OUTPUT_VARIABLE ctx_real_architectures)
-    list(GET CTX_CUDA_ARCHITECTURES -1 ctx_newest_architecture)
-    set(CMAKE_CUDA_ARCHITECTURES ${ctx_real_architectures} "${ctx_newest_architecture}-virtual")
+    set(CMAKE_CUDA_ARCHITECTURES OFF) # CTX_CUDA_OPTIONS has them
     set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
     enable_language(CUDA)
     set(CTX_HAS_CUDA TRUE)
+    ctx_cuda_code_options(CTX_CUDA_OPTIONS)
+    list(APPEND CTX_CUDA_OPTIONS --threads=0 --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra)
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+      list(APPEND CTX_CUDA_OPTIONS --compress-mode=size) # a fifth of the size of the default
+    endif()
   elseif(CTX_BUILD_CUDA STREQUAL "ON")
     message(FATAL_ERROR
       "No CUDA compiler found in PATH, /usr/local/cuda or this Python's packages: "

@@ -3,7 +3,9 @@
 #include "host/cuda_host.h"
 
 #include "host/fiber.h"
+#include "kernels/common/platform.cuh"
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -20,7 +22,6 @@ constexpr size_t kGUARD_BYTES = 256;
 constexpr unsigned char kGUARD = 0xa5;
 constexpr unsigned char kNAN_BYTE = 0xff; // 0xffffffff is a NaN
 constexpr int32_t kMAX_THREADS = 1024;
-constexpr size_t kMAX_SHARED_BYTES = 227 * 1024;
 
 enum class Wait
 {

@@ -24,7 +24,7 @@ enum cudaMemcpyKind
     cudaMemcpyDeviceToDevice = 3
 };
 
-using cudaStream_t = struct CtxHostStream*;
+using cudaStream_t = struct CUstream_st*;
 
 char const* cudaGetErrorString(cudaError_t error);
 
@@ -38,6 +38,7 @@ inline cudaError_t cudaMemcpyAsync(void* target, void const* source, size_t byte
 #define CTX_DEVICE inline
 #define CTX_KERNEL(threads) void
 #define CTX_UNROLL
+#define CTX_UNROLL_BY(count)
 #define CTX_DYNAMIC_SHARED(name) unsigned char* const name = ctx::host::sharedMemory()
 
 namespace ctx::host

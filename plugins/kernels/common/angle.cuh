@@ -11,7 +11,6 @@
 #include "kernels/common/platform.cuh"
 
 #include <cmath>
-#include <cstring>
 
 namespace ctx
 {
@@ -30,18 +29,8 @@ CTX_HOST_DEVICE uint64_t multiplyHigh(uint64_t a, uint64_t b)
 #if defined(__CUDA_ARCH__)
     return __umul64hi(a, b);
 #else
-    return static_cast<uint64_t>((static_cast<unsigned __int128>(a) * b) >> 64);
-#endif
-}
-
-CTX_HOST_DEVICE uint32_t floatBits(float value)
-{
-#if defined(__CUDA_ARCH__)
-    return __float_as_uint(value);
-#else
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    return bits;
+    __extension__ using Wide = unsigned __int128;
+    return static_cast<uint64_t>((static_cast<Wide>(a) * b) >> 64);
 #endif
 }
 

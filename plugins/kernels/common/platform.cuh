@@ -1,11 +1,13 @@
 // The one place that knows whether a kernel source is compiled by nvcc for a GPU or by a C++ compiler for the host.
-// Kernels use: CTX_HOST_DEVICE, CTX_DEVICE, CTX_KERNEL, CTX_DYNAMIC_SHARED, CTX_UNROLL and ctx::launch.
+// Kernels use: CTX_HOST_DEVICE, CTX_DEVICE, CTX_KERNEL, CTX_DYNAMIC_SHARED, CTX_UNROLL, CTX_UNROLL_BY and ctx::launch.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "kernels/common/runtime.h"
+
+#include <cstring>
 
 #if !defined(CTX_HOST_EXECUTION)
 
@@ -17,9 +19,12 @@
 #define CTX_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 // The host compiler's pass over the same source does not know the pragma.
 #if defined(__CUDA_ARCH__)
-#define CTX_UNROLL _Pragma("unroll")
+#define CTX_PRAGMA(text) _Pragma(#text)
+#define CTX_UNROLL CTX_PRAGMA(unroll)
+#define CTX_UNROLL_BY(count) CTX_PRAGMA(unroll count)
 #else
 #define CTX_UNROLL
+#define CTX_UNROLL_BY(count)
 #endif
 
 namespace ctx
@@ -32,13 +37,14 @@ struct LaunchShape
     size_t sharedBytes;
 };
 
-// Dynamic shared memory above this needs the kernel's opt-in.
+// Dynamic shared memory above this needs the kernel's opt-in, which holds for the current device only.
 constexpr size_t kDEFAULT_SHARED_BYTES = 48 * 1024;
 
 template <typename... Params, typename... Arguments>
 cudaError_t launch(
     void (*kernel)(Params...), LaunchShape const& shape, cudaStream_t stream, Arguments const&... arguments)
 {
+    // No operation of the stream, so it may happen while the stream is captured.
     if (shape.sharedBytes > kDEFAULT_SHARED_BYTES)
     {
         cudaError_t const status = cudaFuncSetAttribute(reinterpret_cast<void const*>(kernel),
@@ -63,9 +69,31 @@ cudaError_t launch(
 namespace ctx
 {
 
-// gridDim.x's limit; every launch here is one-dimensional.
-constexpr int64_t kMAX_BLOCKS = 2147483647;
+// The least that a block may opt in to among the GPUs of compute capability 8.0 and later: 8.6, 8.9 and 12.0.
+constexpr size_t kMAX_SHARED_BYTES = 99 * 1024;
 constexpr int32_t kWARP_SIZE = 32;
 constexpr unsigned kFULL_WARP = 0xffffffffU;
+
+CTX_HOST_DEVICE uint32_t floatBits(float value)
+{
+#if defined(__CUDA_ARCH__)
+    return __float_as_uint(value);
+#else
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
+#endif
+}
+
+CTX_HOST_DEVICE float floatOf(uint32_t bits)
+{
+#if defined(__CUDA_ARCH__)
+    return __uint_as_float(bits);
+#else
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+#endif
+}
 
 } // namespace ctx

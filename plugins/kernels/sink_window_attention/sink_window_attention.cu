@@ -5,11 +5,6 @@
 
 namespace ctx
 {
-
-extern template LaunchResult launchAttention<float>(SinkWindowAttentionParams const&, cudaStream_t);
-extern template LaunchResult launchAttention<Half>(SinkWindowAttentionParams const&, cudaStream_t);
-extern template LaunchResult launchAttention<BFloat16>(SinkWindowAttentionParams const&, cudaStream_t);
-
 namespace
 {
 
@@ -19,7 +14,6 @@ constexpr int32_t kWRITE_THREADS = 128;
 CTX_KERNEL(kWRITE_THREADS)
 writeCache(CtxSinkWindowAttentionParams const params, int32_t vectorsPerRow)
 {
-    using Vector = Pack<uint32_t, 4>;
     int64_t const item = static_cast<int64_t>(blockIdx.x) * kWRITE_THREADS + threadIdx.x;
     int64_t const sourceRow = item / vectorsPerRow;
     int64_t const row = sourceRow % params.rows;
@@ -31,13 +25,12 @@ writeCache(CtxSinkWindowAttentionParams const params, int32_t vectorsPerRow)
     }
     Sequence const sequence = sequenceOf(params, batch);
     CacheLayout const layout = layoutOf(params);
-    int64_t const token = sequence.seen + row;
-    if (row >= sequence.answered || !layout.isKept(token, sequence.seen + sequence.count))
+    if (row >= sequence.answered || !layout.isKept(sequence.seen + row, sequence.seen + sequence.count))
     {
         return;
     }
     int64_t const column = item % vectorsPerRow;
-    int64_t const target = (head * params.capacity + layout.slotOf(token)) * vectorsPerRow + column;
+    int64_t const target = (head * params.capacity + layout.slotOf(sequence.seen + row)) * vectorsPerRow + column;
     static_cast<Vector*>(params.presentKey)[target] = static_cast<Vector const*>(params.key)[item];
     static_cast<Vector*>(params.presentValue)[target] = static_cast<Vector const*>(params.value)[item];
 }
@@ -57,13 +50,7 @@ LaunchResult launchWriteCache(SinkWindowAttentionParams const& params, cudaStrea
 {
     int64_t const vectorsPerRow = params.headDim * params.elementBytes() / kVECTOR_BYTES;
     int64_t const items = params.batch * params.kvHeads * params.rows * vectorsPerRow;
-    int64_t const blocks = (items + kWRITE_THREADS - 1) / kWRITE_THREADS;
-    if (blocks > kMAX_BLOCKS)
-    {
-        return LaunchResult::invalid(message(
-            "k has ", params.batch, " x ", params.kvHeads, " x ", params.rows, " rows, too many: split the batch"));
-    }
-    LaunchShape const shape{blocks, kWRITE_THREADS, 0};
+    LaunchShape const shape{(items + kWRITE_THREADS - 1) / kWRITE_THREADS, kWRITE_THREADS, 0};
     return LaunchResult::fromCuda(
         launch(writeCache, shape, stream, params, static_cast<int32_t>(vectorsPerRow)), "writeCache");
 }
@@ -90,12 +77,7 @@ LaunchResult launchSinkWindowAttention(SinkWindowAttentionParams const& params, 
     {
         return result;
     }
-    switch (params.dataType)
-    {
-    case CTX_DATA_TYPE_FLOAT16: return launchAttention<Half>(params, stream);
-    case CTX_DATA_TYPE_BFLOAT16: return launchAttention<BFloat16>(params, stream);
-    default: return launchAttention<float>(params, stream);
-    }
+    return launchAttention(params, stream);
 }
 
 } // namespace ctx

@@ -116,39 +116,59 @@ CTX_DEVICE void attendToRange(WarpRows<Traits>& rows, SharedTile<Traits>& shared
     }
 }
 
+// Stores one row's dims of this lane.
+template <typename Traits, typename T>
+CTX_DEVICE void storeRow(T* output, int lane, int headDim, float const (&values)[Traits::kDIMS_PER_LANE])
+{
+    constexpr int kPACK = Traits::kLANE_PACK;
+    CTX_UNROLL
+    for (int pack = 0; pack < Traits::kLANE_PACKS; ++pack)
+    {
+        int const dim = (pack * kWARP_SIZE + lane) * kPACK;
+        Pack<T, kPACK> result;
+        CTX_UNROLL
+        for (int i = 0; i < kPACK; ++i)
+        {
+            result.values[i] = fromFloat<T>(values[pack * kPACK + i]);
+        }
+        if (dim < headDim)
+        {
+            *reinterpret_cast<Pack<T, kPACK>*>(output + dim) = result;
+        }
+    }
+}
+
 // Results of attending rows, NaN for rows without a slot, zeros for padding.
 template <typename Traits>
-CTX_DEVICE void storeRows(WarpRows<Traits> const& rows, SharedTile<Traits> const& shared,
+CTX_DEVICE void storeRows(WarpRows<Traits>& rows, SharedTile<Traits> const& shared,
     CtxSinkWindowAttentionParams const& params, TilePlace const& place, Sequence const& sequence)
 {
-    using T = typename Traits::Element;
-    constexpr int kPACK = Traits::kLANE_PACK;
     CTX_UNROLL
     for (int r = 0; r < Traits::kROWS_PER_WARP; ++r)
     {
         int const row = rows.warp * Traits::kROWS_PER_WARP + r;
-        int64_t const packedRow = place.firstRow + row;
+        uint32_t const packedRow = place.firstRow + row;
         bool const attends = shared.position[row] >= 0;
         float const denominator = warpSum(rows.softmax[r].denominator);
-        float const fill = packedRow / place.groups < sequence.count ? NAN : 0.0F;
-        if (packedRow >= place.packedRows)
-        {
-            continue;
-        }
-        T* output = static_cast<T*>(params.output) + place.queryOffset(params, packedRow);
+        float const fill = place.tokenOf(packedRow) < sequence.count ? NAN : 0.0F;
         CTX_UNROLL
-        for (int pack = 0; pack < Traits::kLANE_PACKS; ++pack)
+        for (int i = 0; i < Traits::kDIMS_PER_LANE; ++i)
         {
-            int const dim = (pack * kWARP_SIZE + rows.lane) * kPACK;
-            Pack<T, kPACK> result;
-            CTX_UNROLL
-            for (int i = 0; i < kPACK; ++i)
+            rows.sum[r][i] = attends ? rows.sum[r][i] / denominator : fill;
+        }
+        if (packedRow < place.packedRows)
+        {
+            int64_t const offset = place.queryOffset(params, packedRow);
+            int const headDim = static_cast<int>(params.headDim);
+            switch (params.dataType)
             {
-                result.values[i] = fromFloat<T>(attends ? rows.sum[r][pack * kPACK + i] / denominator : fill);
-            }
-            if (dim < params.headDim)
-            {
-                *reinterpret_cast<Pack<T, kPACK>*>(output + dim) = result;
+            case CTX_DATA_TYPE_FLOAT16:
+                storeRow<Traits>(static_cast<Half*>(params.output) + offset, rows.lane, headDim, rows.sum[r]);
+                break;
+            case CTX_DATA_TYPE_BFLOAT16:
+                storeRow<Traits>(static_cast<BFloat16*>(params.output) + offset, rows.lane, headDim, rows.sum[r]);
+                break;
+            default: storeRow<Traits>(static_cast<float*>(params.output) + offset, rows.lane, headDim, rows.sum[r]);
             }
         }
     }
@@ -157,42 +177,47 @@ CTX_DEVICE void storeRows(WarpRows<Traits> const& rows, SharedTile<Traits> const
 // One block per tile of queries; the tiles with the most keys come first.
 template <typename Traits>
 CTX_KERNEL(Traits::kTHREADS)
-attendTile(CtxSinkWindowAttentionParams const params, int32_t tilesPerHead)
+attendTile(CtxSinkWindowAttentionParams const params, uint32_t tilesPerHead)
 {
     CTX_DYNAMIC_SHARED(memory);
     auto& shared = *reinterpret_cast<SharedTile<Traits>*>(memory);
     int64_t const head = blockIdx.x / tilesPerHead;
-    int64_t const tile = tilesPerHead - 1 - blockIdx.x % tilesPerHead;
-    int64_t const groups = params.queryHeads / params.kvHeads;
-    TilePlace const place{
-        head / params.kvHeads, head % params.kvHeads, groups, tile * Traits::kTILE_ROWS, groups * params.rows};
+    uint32_t const tile = tilesPerHead - 1 - blockIdx.x % tilesPerHead;
+    auto const groups = static_cast<uint32_t>(params.queryHeads / params.kvHeads);
+    TilePlace const place{head / params.kvHeads, head % params.kvHeads, groups, tile * Traits::kTILE_ROWS,
+        groups * static_cast<uint32_t>(params.rows)};
     Sequence const sequence = sequenceOf(params, place.batch);
     CacheLayout const layout = layoutOf(params);
     for (int row = threadIdx.x; row < Traits::kTILE_ROWS; row += Traits::kTHREADS)
     {
-        int64_t const token = (place.firstRow + row) / groups;
+        int64_t const token = place.tokenOf(place.firstRow + row);
         shared.position[row] = token < sequence.answered ? sequence.seen + token : -1;
     }
     loadFrequencies<Traits>(shared, params, place.batch);
     __syncthreads();
     WarpRows<Traits> rows;
     startRows<Traits>(rows, shared, params, place);
-    int64_t const firstToken = place.firstRow / groups;
-    int64_t const lastToken = smaller((place.firstRow + Traits::kTILE_ROWS - 1) / groups, sequence.answered - 1);
+    int64_t const firstToken = place.tokenOf(place.firstRow);
+    int64_t const lastToken = smaller(place.tokenOf(place.firstRow + Traits::kTILE_ROWS - 1), sequence.answered - 1);
     if (firstToken <= lastToken)
     {
         int64_t const last = sequence.seen + lastToken;
-        TokenRange const sinks = sinkRange(layout.sinks, last);
-        TokenRange const recent
-            = windowRange(layout, params.window, sequence.seen + firstToken, last, sequence.seen + sequence.count);
-        loadQueries<Traits>(shared, params, place, params.sinkQuery != nullptr ? params.sinkQuery : params.query);
-        attendToRange<Traits>(rows, shared, params, layout, place, sinks);
-        if (params.sinkQuery != nullptr)
+        TokenRange range = sinkRange(layout.sinks, last);
+        void const* query = params.sinkQuery != nullptr ? params.sinkQuery : params.query;
+        // One loop, so that the code of a tile is there once.
+        CTX_UNROLL_BY(1)
+        for (int i = 0; i < 2; ++i)
         {
-            __syncthreads(); // the sink queries are read
-            loadQueries<Traits>(shared, params, place, params.query);
+            if (i == 0 || query != params.query)
+            {
+                query = i == 0 ? query : params.query;
+                __syncthreads(); // the sink queries are read
+                loadQueries<Traits>(shared, params, place, query);
+            }
+            attendToRange<Traits>(rows, shared, params, layout, place, range);
+            range
+                = windowRange(layout, params.window, sequence.seen + firstToken, last, sequence.seen + sequence.count);
         }
-        attendToRange<Traits>(rows, shared, params, layout, place, recent);
     }
     storeRows<Traits>(rows, shared, params, place, sequence);
 }
@@ -202,35 +227,30 @@ LaunchResult launchAttendTile(SinkWindowAttentionParams const& params, cudaStrea
 {
     int64_t const packedRows = params.queryHeads / params.kvHeads * params.rows;
     int64_t const tiles = (packedRows + Traits::kTILE_ROWS - 1) / Traits::kTILE_ROWS;
-    int64_t const blocks = params.batch * params.kvHeads * tiles;
-    if (blocks > kMAX_BLOCKS)
-    {
-        return LaunchResult::invalid(message(
-            "q has ", params.batch, " x ", params.queryHeads, " x ", params.rows, " rows, too many: split the batch"));
-    }
-    LaunchShape const shape{blocks, Traits::kTHREADS, sizeof(SharedTile<Traits>)};
+    static_assert(sizeof(SharedTile<Traits>) <= kMAX_SHARED_BYTES, "a tile fits every GPU's shared memory");
+    static_assert(alignof(SharedTile<Traits>) <= 16, "dynamic shared memory is aligned to 16 bytes");
+    LaunchShape const shape{params.batch * params.kvHeads * tiles, Traits::kTHREADS, sizeof(SharedTile<Traits>)};
     return LaunchResult::fromCuda(
-        launch(attendTile<Traits>, shape, stream, params, static_cast<int32_t>(tiles)), "attendTile");
+        launch(attendTile<Traits>, shape, stream, params, static_cast<uint32_t>(tiles)), "attendTile");
 }
 
 // Few rows (decode): small tiles, so that more warps have a row. Wide heads: half the rows, to fit shared memory.
-template <typename T, int PADDED_DIM>
+template <int PADDED_DIM>
 LaunchResult launchPaddedDim(SinkWindowAttentionParams const& params, cudaStream_t stream)
 {
-    using FewRows = TileTraits<T, PADDED_DIM, 2>;
-    using ManyRows = TileTraits<T, PADDED_DIM, PADDED_DIM <= 128 ? 8 : 4>;
+    using FewRows = TileTraits<PADDED_DIM, 2>;
+    using ManyRows = TileTraits<PADDED_DIM, PADDED_DIM <= 128 ? 8 : 4>;
     bool const isFew = params.queryHeads / params.kvHeads * params.rows <= FewRows::kTILE_ROWS;
     return isFew ? launchAttendTile<FewRows>(params, stream) : launchAttendTile<ManyRows>(params, stream);
 }
 
-template <typename T>
-LaunchResult launchAttention(SinkWindowAttentionParams const& params, cudaStream_t stream)
+inline LaunchResult launchAttention(SinkWindowAttentionParams const& params, cudaStream_t stream)
 {
     if (params.headDim <= 64)
     {
-        return launchPaddedDim<T, 64>(params, stream);
+        return launchPaddedDim<64>(params, stream);
     }
-    return params.headDim <= 128 ? launchPaddedDim<T, 128>(params, stream) : launchPaddedDim<T, 256>(params, stream);
+    return params.headDim <= 128 ? launchPaddedDim<128>(params, stream) : launchPaddedDim<256>(params, stream);
 }
 
 } // namespace ctx

@@ -10,6 +10,8 @@ namespace ctx
 {
 
 constexpr float kLOG2_E = 1.4426950408889634F;
+// A `seen` outside [0, 2^62] is no count of tokens, and positions past it would overflow: its rows have no slots.
+constexpr int64_t kMAX_SEEN = int64_t{1} << 62;
 
 CTX_HOST_DEVICE int64_t smaller(int64_t a, int64_t b)
 {
@@ -32,6 +34,18 @@ struct CacheLayout
     CTX_HOST_DEVICE int64_t slotOf(int64_t token) const
     {
         return ring == 0 || token < sinks ? token : sinks + (token - sinks) % ring;
+    }
+
+    // Slot of the token `distance` after one in `slot`, both sinks or both not. Slots are below 2^31.
+    CTX_HOST_DEVICE int64_t slotAfter(int64_t slot, int32_t distance) const
+    {
+        auto const next = static_cast<uint32_t>(slot + distance);
+        if (next < capacity)
+        {
+            return next;
+        }
+        auto const first = static_cast<uint32_t>(sinks);
+        return first + (next - first) % static_cast<uint32_t>(ring);
     }
 
     // Whether a token is still in its slot once `end` tokens have been written.
@@ -59,11 +73,12 @@ CTX_HOST_DEVICE Sequence sequenceOf(CtxSinkWindowAttentionParams const& params, 
     Sequence sequence{};
     sequence.seen = params.seen[batch];
     sequence.count = larger(0, smaller(params.newTokens[batch], params.rows));
-    sequence.answered = params.bounded != 0 ? sequence.count : smaller(sequence.count, params.capacity - sequence.seen);
-    if (sequence.seen < 0 || sequence.answered < 0)
+    if (sequence.seen < 0 || sequence.seen > kMAX_SEEN)
     {
-        sequence.answered = 0;
+        return sequence;
     }
+    int64_t const slots = params.bounded != 0 ? sequence.count : larger(0, params.capacity - sequence.seen);
+    sequence.answered = smaller(sequence.count, slots);
     return sequence;
 }
 

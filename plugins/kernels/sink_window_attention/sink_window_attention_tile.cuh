@@ -12,10 +12,10 @@
 namespace ctx
 {
 
-template <typename ELEMENT, int PADDED_DIM, int ROWS_PER_WARP>
+// The tensors' element type is no trait: all arithmetic is float32, so only loads and stores ask for it.
+template <int PADDED_DIM, int ROWS_PER_WARP>
 struct TileTraits
 {
-    using Element = ELEMENT;
     static constexpr int kPADDED_DIM = PADDED_DIM;
     static constexpr int kROWS_PER_WARP = ROWS_PER_WARP;
     static constexpr int kWARPS = 4;
@@ -44,58 +44,108 @@ struct SharedTile
     int64_t position[Traits::kTILE_ROWS];      // -1: the row does not attend
 };
 
-// Where a block's tile lies in the tensors.
+// Where a block's tile lies in the tensors. Packed rows are below 2^31; dividing 64 bits would be half the kernel's
+// code.
 struct TilePlace
 {
     int64_t batch;
     int64_t kvHead;
-    int64_t groups;   // query heads per key-value head
-    int64_t firstRow; // packed
-    int64_t packedRows;
+    uint32_t groups;   // query heads per key-value head
+    uint32_t firstRow; // packed
+    uint32_t packedRows;
 
-    CTX_HOST_DEVICE int64_t headOf(int64_t packedRow) const
+    CTX_HOST_DEVICE uint32_t tokenOf(uint32_t packedRow) const
+    {
+        return packedRow / groups;
+    }
+
+    CTX_HOST_DEVICE int64_t headOf(uint32_t packedRow) const
     {
         return kvHead * groups + packedRow % groups;
     }
 
     // Offset of a packed row in q, sink_q and y.
-    CTX_HOST_DEVICE int64_t queryOffset(CtxSinkWindowAttentionParams const& params, int64_t packedRow) const
+    CTX_HOST_DEVICE int64_t queryOffset(CtxSinkWindowAttentionParams const& params, uint32_t packedRow) const
     {
         int64_t const head = batch * params.queryHeads + headOf(packedRow);
-        return (head * params.rows + packedRow / groups) * params.headDim;
+        return (head * params.rows + tokenOf(packedRow)) * params.headDim;
     }
 };
 
+// 16 bytes of a tensor as they are in memory: 4 elements of float32, 8 of float16 or bfloat16.
+using Vector = Pack<uint32_t, 4>;
+
 template <typename T>
-CTX_DEVICE void storeAsFloat(float* target, Pack<T, kVECTOR_ELEMENTS<T>> const& source)
+CTX_DEVICE void storeHalvesAsFloat(float* target, Vector const& source)
 {
     CTX_UNROLL
-    for (int i = 0; i < kVECTOR_ELEMENTS<T>; i += 4)
+    for (int i = 0; i < 4; i += 2)
     {
-        *reinterpret_cast<Float4*>(target + i) = Float4{toFloat(source.values[i]), toFloat(source.values[i + 1]),
-            toFloat(source.values[i + 2]), toFloat(source.values[i + 3])};
+        uint32_t const first = source.values[i];
+        uint32_t const second = source.values[i + 1];
+        *reinterpret_cast<Float4*>(target + 2 * i)
+            = Float4{toFloat(T{static_cast<uint16_t>(first)}), toFloat(T{static_cast<uint16_t>(first >> 16)}),
+                toFloat(T{static_cast<uint16_t>(second)}), toFloat(T{static_cast<uint16_t>(second >> 16)})};
     }
 }
+
+CTX_DEVICE void storeAsFloat(float* target, Vector const& source, int32_t dataType)
+{
+    switch (dataType)
+    {
+    case CTX_DATA_TYPE_FLOAT16: storeHalvesAsFloat<Half>(target, source); break;
+    case CTX_DATA_TYPE_BFLOAT16: storeHalvesAsFloat<BFloat16>(target, source); break;
+    default:
+        *reinterpret_cast<Float4*>(target) = Float4{
+            floatOf(source.values[0]), floatOf(source.values[1]), floatOf(source.values[2]), floatOf(source.values[3])};
+    }
+}
+
+// A thread's part in loading rows of kPADDED_DIM elements: one column of vectors, in rows firstRow, firstRow + step, ….
+struct Column
+{
+    int dim;
+    int elementBytes;
+    int firstRow;
+    int step;
+
+    template <typename Traits>
+    static CTX_DEVICE Column ofThread(CtxSinkWindowAttentionParams const& params)
+    {
+        constexpr int kCOLUMNS_OF_4 = Traits::kPADDED_DIM / 4;
+        constexpr int kCOLUMNS_OF_8 = Traits::kPADDED_DIM / 8;
+        static_assert(Traits::kTHREADS % kCOLUMNS_OF_4 == 0 && Traits::kTHREADS % kCOLUMNS_OF_8 == 0,
+            "a block loads whole rows at a time");
+        int const thread = static_cast<int>(threadIdx.x);
+        if (params.dataType == CTX_DATA_TYPE_FLOAT32)
+        {
+            return Column{thread % kCOLUMNS_OF_4 * 4, 4, thread / kCOLUMNS_OF_4, Traits::kTHREADS / kCOLUMNS_OF_4};
+        }
+        return Column{thread % kCOLUMNS_OF_8 * 8, 2, thread / kCOLUMNS_OF_8, Traits::kTHREADS / kCOLUMNS_OF_8};
+    }
+
+    // The vector of a row that starts `offset` elements into the tensor.
+    CTX_DEVICE Vector load(void const* tensor, int64_t offset) const
+    {
+        return *reinterpret_cast<Vector const*>(static_cast<char const*>(tensor) + (offset + dim) * elementBytes);
+    }
+};
 
 // Dims in [headDim, kPADDED_DIM) and rows past the end become zeros.
 template <typename Traits>
 CTX_DEVICE void loadQueries(
     SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params, TilePlace const& place, void const* source)
 {
-    using T = typename Traits::Element;
-    constexpr int kCOUNT = kVECTOR_ELEMENTS<T>;
-    constexpr int kCOLUMNS = Traits::kPADDED_DIM / kCOUNT;
-    for (int i = threadIdx.x; i < Traits::kTILE_ROWS * kCOLUMNS; i += Traits::kTHREADS)
+    auto const column = Column::ofThread<Traits>(params);
+    CTX_UNROLL_BY(1)
+    for (int row = column.firstRow; row < Traits::kTILE_ROWS; row += column.step)
     {
-        int const row = i / kCOLUMNS;
-        int const dim = i % kCOLUMNS * kCOUNT;
-        Pack<T, kCOUNT> pack{};
-        if (place.firstRow + row < place.packedRows && dim < params.headDim)
+        Vector vector{};
+        if (place.firstRow + row < place.packedRows && column.dim < params.headDim)
         {
-            T const* address = static_cast<T const*>(source) + place.queryOffset(params, place.firstRow + row) + dim;
-            pack = *reinterpret_cast<Pack<T, kCOUNT> const*>(address);
+            vector = column.load(source, place.queryOffset(params, place.firstRow + row));
         }
-        storeAsFloat<T>(&shared.query[row][dim], pack);
+        storeAsFloat(&shared.query[row][column.dim], vector, params.dataType);
     }
 }
 
@@ -104,34 +154,34 @@ template <typename Traits>
 CTX_DEVICE void loadKeysAndValues(SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params,
     CacheLayout const& layout, TilePlace const& place, int64_t first, int64_t end)
 {
-    using T = typename Traits::Element;
-    constexpr int kCOUNT = kVECTOR_ELEMENTS<T>;
-    constexpr int kCOLUMNS = Traits::kPADDED_DIM / kCOUNT;
-    int64_t const base = (place.batch * params.kvHeads + place.kvHead) * params.capacity * params.headDim;
-    T const* keys = static_cast<T const*>(params.presentKey) + base;
-    T const* values = static_cast<T const*>(params.presentValue) + base;
+    constexpr int kBATCH = 2; // loads of a thread that are under way together
+    static_assert(
+        Traits::kTILE_KEYS % (Traits::kTHREADS / (Traits::kPADDED_DIM / 8) * kBATCH) == 0, "a batch lies in the tile");
+    auto const column = Column::ofThread<Traits>(params);
+    int64_t const firstRow = (place.batch * params.kvHeads + place.kvHead) * params.capacity;
     int64_t const firstSlot = layout.slotOf(first);
-    // A range is all sinks or all ring, so only ring tiles can pass the end of the cache, and a short ring repeatedly.
-    bool const wraps = layout.ring > 0 && first >= layout.sinks;
-    for (int i = threadIdx.x; i < Traits::kTILE_KEYS * kCOLUMNS; i += Traits::kTHREADS)
+    int const tokens = column.dim < params.headDim ? static_cast<int>(smaller(Traits::kTILE_KEYS, end - first)) : 0;
+    CTX_UNROLL_BY(1)
+    for (int token = column.firstRow; token < Traits::kTILE_KEYS; token += kBATCH * column.step)
     {
-        int const token = i / kCOLUMNS;
-        int const dim = i % kCOLUMNS * kCOUNT;
-        Pack<T, kCOUNT> key{};
-        Pack<T, kCOUNT> value{};
-        if (first + token < end && dim < params.headDim)
+        Vector keys[kBATCH]{};
+        Vector values[kBATCH]{};
+        CTX_UNROLL
+        for (int i = 0; i < kBATCH; ++i)
         {
-            int64_t slot = firstSlot + token;
-            while (wraps && slot >= layout.capacity)
+            if (token + i * column.step < tokens)
             {
-                slot -= layout.ring;
+                int64_t const slot = layout.slotAfter(firstSlot, token + i * column.step);
+                keys[i] = column.load(params.presentKey, (firstRow + slot) * params.headDim);
+                values[i] = column.load(params.presentValue, (firstRow + slot) * params.headDim);
             }
-            int64_t const offset = slot * params.headDim + dim;
-            key = *reinterpret_cast<Pack<T, kCOUNT> const*>(keys + offset);
-            value = *reinterpret_cast<Pack<T, kCOUNT> const*>(values + offset);
         }
-        storeAsFloat<T>(&shared.key[token][dim], key);
-        storeAsFloat<T>(&shared.value[token][dim], value);
+        CTX_UNROLL
+        for (int i = 0; i < kBATCH; ++i)
+        {
+            storeAsFloat(&shared.key[token + i * column.step][column.dim], keys[i], params.dataType);
+            storeAsFloat(&shared.value[token + i * column.step][column.dim], values[i], params.dataType);
+        }
     }
 }
 
