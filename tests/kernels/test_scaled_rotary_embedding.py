@@ -99,7 +99,7 @@ def assert_matches_reference(
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(
     ("dim", "rotary_dim"),
-    [(32, 32), (64, 64), (80, 80), (80, 32), (96, 24), (128, 128), (256, 64), (6, 2)],
+    [(32, 32), (64, 64), (80, 80), (80, 32), (96, 24), (112, 112), (128, 128), (256, 64), (6, 2)],
 )
 def test_every_width_and_layout(library, dtype, interleaved, dim, rotary_dim):
     assert_matches_reference(
@@ -208,6 +208,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "data type 3": {"dataType": 3},
     "null tensor": {"positions": None},
     "must not be negative": {"rows": -1},
+    "each below 2\\^31": {"heads": 2**31},
+    "at most 2\\^37 elements": {"batch": 2**17, "heads": 2**18},
 }
 
 
@@ -221,6 +223,43 @@ def test_wrong_parameters_are_refused_with_a_message(library, fault):
         setattr(call.params, name, value)
     with pytest.raises(KernelError, match=fault):
         library.run("ctxScaledRotaryEmbedding", call, ())
+
+
+@pytest.mark.parametrize("name", ["x", "positions", "inverseFrequency", "multiplier", "y"])
+def test_memory_not_aligned_to_its_elements_is_refused(library, name):
+    x = np.ones((1, 1, 2, 4), np.float32)
+    arguments = (
+        x,
+        np.zeros((1, 2), np.int64),
+        np.ones((1, 2), np.float32),
+        np.ones(1, np.float32),
+    )
+    call = prepare(*arguments)
+    setattr(call.params, name, getattr(call.params, name) + 2)
+    with pytest.raises(KernelError, match="aligned to its elements"):
+        library.run("ctxScaledRotaryEmbedding", call, ())
+
+
+@pytest.mark.parametrize("offset", [-16, 16])
+def test_partly_overlapping_output_is_refused(library, offset):
+    x = np.ones((1, 1, 2, 4), np.float32)
+    arguments = (
+        x,
+        np.zeros((1, 2), np.int64),
+        np.ones((1, 2), np.float32),
+        np.ones(1, np.float32),
+    )
+    call = prepare(*arguments)
+    call.params.y = call.params.x + offset
+    with pytest.raises(KernelError, match="overlaps x"):
+        library.run("ctxScaledRotaryEmbedding", call, ())
+
+
+def test_values_past_float16_become_infinite(library):
+    x = np.array([60000, -60000, 1, 2], np.float16).reshape(1, 1, 1, 4)
+    tables = (np.zeros((1, 2), np.float32), np.full(1, 2, np.float32))
+    y = run(library, x, np.zeros((1, 1), np.int64), *tables, dtype="float16")
+    np.testing.assert_array_equal(y.ravel(), [np.inf, -np.inf, 2, 4])
 
 
 def test_struct_without_its_size_is_refused(library):

@@ -44,7 +44,7 @@ def ring(sinks: int, window: int, chunk: int) -> int:
 
 @pytest.mark.parametrize("alias", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dim", [8, 32, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("dim", [8, 32, 64, 72, 80, 96, 112, 128, 136, 192, 256])
 def test_every_head_dim_and_dtype(library, dim, dtype, alias):
     shape = Shape(seen=(0, 30), new=(11, 3), rows=11, capacity=43, dim=dim, groups=2, dtype=dtype)
     assert_matches_reference(library, shape, alias=alias)
@@ -76,9 +76,10 @@ def test_decode_lengths_around_the_tiles(library, seen, sinks):
     assert_matches_reference(library, shape)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kv_heads", "groups"), [(4, 1), (2, 2), (1, 5), (2, 8), (1, 9), (1, 48)])
 @pytest.mark.parametrize("rows", [1, 6])
-def test_grouped_and_multi_query_heads(library, kv_heads, groups, rows):
+def test_grouped_and_multi_query_heads(library, kv_heads, groups, rows, dtype):
     shape = Shape(
         seen=(9, 0),
         new=(rows, max(1, rows - 2)),
@@ -87,6 +88,7 @@ def test_grouped_and_multi_query_heads(library, kv_heads, groups, rows):
         kv_heads=kv_heads,
         groups=groups,
         head_sink=True,
+        dtype=dtype,
     )
     assert_matches_reference(library, shape)
 
@@ -276,6 +278,36 @@ def test_counts_out_of_range_write_nothing_outside(library):
     assert np.isnan(y[2]).all()
 
 
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("seen", [-(2**63), 2**62 + 1, 2**63 - 1])
+def test_seen_that_is_no_count_of_tokens_has_no_slots(library, seen, bounded):
+    case = make_case(Shape(seen=(0, 0), new=(3, 2), rows=3, capacity=8, bounded=bounded))
+    y, key, value = run_case(library, replace(case, seen=np.array([seen, 0])), "float32")
+    assert np.isnan(y[0]).all()
+    np.testing.assert_array_equal(y[1], run_case(library, case, "float32")[0][1])
+    np.testing.assert_array_equal(key[0], case.past_key[0].astype(np.float32))
+    np.testing.assert_array_equal(value[0], case.past_value[0].astype(np.float32))
+
+
+def test_bounded_positions_just_below_the_largest_seen(library):
+    case = make_case(Shape(seen=(0,), new=(3,), rows=3, capacity=8, bounded=True, window=1))
+    y, *_ = run_case(library, replace(case, seen=np.array([2**62])), "float32")
+    np.testing.assert_array_equal(y, case.v.astype(np.float32))
+
+
+def test_values_at_the_end_of_float16_stay_finite(library):
+    largest = float(np.finfo(np.float16).max)
+    case = make_case(Shape(seen=(40,), new=(3,), rows=3, capacity=64, groups=3, dtype="float16"))
+    written = np.isfinite(case.past_value)
+    case = replace(
+        case,
+        v=np.full_like(case.v, largest),
+        past_value=np.where(written, largest, case.past_value),
+    )
+    y, *_ = run_case(library, case, "float16")
+    assert (y == largest).all()
+
+
 def test_chunk_longer_than_the_ring_keeps_the_newest(library):
     """Past max_chunk the contract is broken; the newest token still owns each slot, as always."""
     shape = Shape(
@@ -389,6 +421,17 @@ WRONG: dict[str, dict[str, Any]] = {
     "data type 5 is unknown": {"dataType": 5},
     "must have memory": {"query": None},
     "seen and new must have memory": {"seen": None},
+    "sizes must not be negative": {"rows": -1},
+    "each below 2\\^31": {"capacity": 2**31},
+    "at most 2\\^37 elements": {"batch": 2**15, "capacity": 2**16},
+    "q has 65536 x 65536 x 1 rows": {
+        "batch": 2**16,
+        "queryHeads": 2**16,
+        "kvHeads": 2**16,
+        "rows": 1,
+        "capacity": 1,
+        "headDim": 8,
+    },
 }
 
 
@@ -402,13 +445,34 @@ def test_wrong_parameters_are_refused_with_a_message(library, fault):
         library.run("ctxSinkWindowAttention", call, ())
 
 
-def test_misaligned_and_overlapping_memory_is_refused(library):
+def test_misaligned_memory_is_refused(library):
     case = make_case(Shape(seen=(0,), new=(2,), rows=2, capacity=8))
     call = prepare(case, "float32", alias=False)
     call.params.query += 4
     with pytest.raises(KernelError, match="aligned to 16 bytes"):
         library.run("ctxSinkWindowAttention", call, ())
+    for name in ("seen", "newTokens", "headSink"):
+        call = prepare(replace(case, head_sink=np.zeros(1)), "float32", alias=False)
+        setattr(call.params, name, getattr(call.params, name) + 1)
+        with pytest.raises(KernelError, match="the others to their elements"):
+            library.run("ctxSinkWindowAttention", call, ())
+
+
+@pytest.mark.parametrize(
+    ("present", "other", "offset"),
+    [
+        ("presentKey", "pastKey", 64),
+        ("presentValue", "pastValue", -64),
+        ("presentKey", "presentValue", 0),
+        ("presentKey", "presentValue", 32),
+        ("presentKey", "pastValue", 0),
+        ("presentValue", "pastKey", 0),
+        ("presentValue", "pastKey", 16),
+    ],
+)
+def test_overlapping_caches_are_refused(library, present, other, offset):
+    case = make_case(Shape(seen=(0,), new=(2,), rows=2, capacity=8))
     call = prepare(case, "float32", alias=False)
-    call.params.presentKey = call.params.pastKey + 64
+    setattr(call.params, present, getattr(call.params, other) + offset)
     with pytest.raises(KernelError, match="the caches overlap"):
         library.run("ctxSinkWindowAttention", call, ())

@@ -119,14 +119,8 @@ template <typename T, int COUNT>
 LaunchResult launchPacks(ScaledRotaryEmbeddingParams const& params, cudaStream_t stream)
 {
     Work const work = planWork<COUNT>(params);
-    int64_t const blocks = (work.items + kTHREADS - 1) / kTHREADS;
-    if (blocks > kMAX_BLOCKS)
-    {
-        return LaunchResult::invalid(message("x has shape [", params.batch, ", ", params.heads, ", ", params.rows, ", ",
-            params.headDim, "], more than one launch can cover: split the batch"));
-    }
-    return LaunchResult::fromCuda(
-        launch(rotateHeads<T, COUNT>, LaunchShape{blocks, kTHREADS, 0}, stream, params, work), "rotateHeads");
+    LaunchShape const shape{(work.items + kTHREADS - 1) / kTHREADS, kTHREADS, 0};
+    return LaunchResult::fromCuda(launch(rotateHeads<T, COUNT>, shape, stream, params, work), "rotateHeads");
 }
 
 template <typename T>

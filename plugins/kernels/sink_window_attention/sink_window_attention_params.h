@@ -13,7 +13,6 @@ struct SinkWindowAttentionParams : CtxSinkWindowAttentionParams
 {
     static constexpr int64_t kHEAD_DIM_STEP = 8;
     static constexpr int64_t kMAX_HEAD_DIM = 256;
-    static constexpr int64_t kMAX_CAPACITY = 2147483647;
     static constexpr uintptr_t kALIGNMENT = 16;
 
     bool isEmpty() const
@@ -31,28 +30,31 @@ struct SinkWindowAttentionParams : CtxSinkWindowAttentionParams
         return batch * kvHeads * capacity * headDim * elementBytes();
     }
 
-    // What is wrong, or an empty string.
+    // What is wrong, or an empty string. The later checks rely on the sizes.
     std::string validate() const
     {
-        for (std::string const& fault : {validateSizes(), validateAttributes(), validateRotation(), validatePointers()})
-        {
-            if (!fault.empty())
-            {
-                return fault;
-            }
-        }
-        return {};
+        std::string fault = validateSizes();
+        fault = fault.empty() ? validateAttributes() : fault;
+        fault = fault.empty() ? validateRotation() : fault;
+        fault = fault.empty() ? validatePointers() : fault;
+        return fault;
     }
 
 private:
     std::string validateSizes() const
     {
-        if (batch < 0 || rows < 0 || capacity < 0 || capacity > kMAX_CAPACITY || kvHeads < 1 || queryHeads < kvHeads
-            || queryHeads % kvHeads != 0)
+        if (!areSizes({batch, queryHeads, rows, headDim}) || !areSizes({batch, kvHeads, capacity, headDim})
+            || kvHeads < 1 || queryHeads < kvHeads || queryHeads % kvHeads != 0)
         {
             return message("batch ", batch, ", query heads ", queryHeads, ", key-value heads ", kvHeads, ", rows ",
                 rows, ", cache slots ", capacity,
-                ": sizes must not be negative, slots below 2^31, query heads a multiple of key-value heads");
+                ": sizes must not be negative, each below 2^31 and a tensor at most 2^37 elements, query heads a "
+                "multiple of key-value heads");
+        }
+        // No grid has more blocks than that.
+        if (!isEmpty() && batch * queryHeads > kMAX_SIZE / rows)
+        {
+            return message("q has ", batch, " x ", queryHeads, " x ", rows, " rows: give less than 2^31 a call");
         }
         if (headDim < kHEAD_DIM_STEP || headDim > kMAX_HEAD_DIM || headDim % kHEAD_DIM_STEP != 0)
         {
@@ -137,16 +139,33 @@ private:
                 return message("the caches must have memory aligned to ", kALIGNMENT, " bytes, got ", pointer);
             }
         }
-        if (!isEmpty() && (seen == nullptr || newTokens == nullptr || !isAligned(sinkQuery, kALIGNMENT)))
+        if (!isEmpty() && (seen == nullptr || newTokens == nullptr))
         {
-            return message("seen and new must have memory, and sink_q be aligned to ", kALIGNMENT, " bytes");
+            return message("seen and new must have memory");
         }
-        if ((pastKey != presentKey && rangesOverlap(pastKey, presentKey, cacheBytes()))
-            || (pastValue != presentValue && rangesOverlap(pastValue, presentValue, cacheBytes()))
-            || rangesOverlap(presentKey, presentValue, cacheBytes()))
+        if (!isAligned(sinkQuery, kALIGNMENT) || !isAligned(seen, sizeof(int64_t))
+            || !isAligned(newTokens, sizeof(int64_t)) || !isAligned(inverseFrequency, sizeof(float))
+            || !isAligned(multiplier, sizeof(float)) || !isAligned(headSink, sizeof(float)))
         {
-            return message(
-                "the caches overlap: present is past itself or memory apart from it, keys apart from values");
+            return message("sink_q, seen, new, inv_freq, multiplier and head_sink are at ", sinkQuery, ", ", seen, ", ",
+                newTokens, ", ", inverseFrequency, ", ", multiplier, " and ", headSink, ": sink_q must be aligned to ",
+                kALIGNMENT, " bytes, the others to their elements");
+        }
+        return validateOverlap();
+    }
+
+    // Past is copied to present, keys before values.
+    std::string validateOverlap() const
+    {
+        int64_t const bytes = cacheBytes();
+        auto const overlap = [bytes](void const* first, void const* second)
+        { return bytes > 0 && (first == second || rangesCross(first, second, bytes)); };
+        if (rangesCross(pastKey, presentKey, bytes) || rangesCross(pastValue, presentValue, bytes)
+            || overlap(presentKey, presentValue) || overlap(presentKey, pastValue) || overlap(presentValue, pastKey))
+        {
+            return message("the caches overlap: past_key ", pastKey, ", past_value ", pastValue, ", present_key ",
+                presentKey, ", present_value ", presentValue, " of ", bytes,
+                " bytes; present must be past itself or memory apart from it, keys apart from values");
         }
         return {};
     }
