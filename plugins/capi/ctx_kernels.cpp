@@ -49,6 +49,10 @@ CtxStatus call(CParams const* given, void* stream, ctx::LaunchResult (*launcher)
     {
         return fail(CTX_STATUS_INTERNAL_ERROR, error.what());
     }
+    catch (...)
+    {
+        return fail(CTX_STATUS_INTERNAL_ERROR, "an exception that is no std::exception");
+    }
 }
 
 } // namespace

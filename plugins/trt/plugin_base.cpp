@@ -2,6 +2,8 @@
 
 #include "ctx_plugins/ctx_kernels.h"
 
+#include <algorithm>
+
 namespace ctx
 {
 
@@ -25,11 +27,11 @@ int32_t kernelDataType(DataType type)
     }
 }
 
-void throwOnFailure(int32_t status, char const* text)
+void throwOnFailure(int32_t status)
 {
     if (status != CTX_STATUS_SUCCESS)
     {
-        throw std::runtime_error(text);
+        throw std::runtime_error(ctxLastErrorMessage());
     }
 }
 
@@ -39,6 +41,30 @@ void checkRank(char const* tensor, int32_t rank, int32_t expected)
     {
         throw std::invalid_argument(message("input ", tensor, " has ", rank, " dimensions: give it ", expected));
     }
+}
+
+void checkShape(char const* tensor, nvinfer1::Dims const& got, std::initializer_list<int64_t> expected)
+{
+    checkRank(tensor, got.nbDims, static_cast<int32_t>(expected.size()));
+    if (!std::equal(expected.begin(), expected.end(), got.d))
+    {
+        auto const listed = [](auto first, auto last)
+        {
+            std::string text;
+            for (; first != last; ++first)
+            {
+                text += (text.empty() ? "" : ", ") + std::to_string(*first);
+            }
+            return text;
+        };
+        throw std::invalid_argument(message("input ", tensor, " has shape [", listed(got.d, got.d + got.nbDims),
+            "]: the other inputs ask for [", listed(expected.begin(), expected.end()), "], give it that"));
+    }
+}
+
+int64_t batchOrOne(nvinfer1::Dims const& got, int64_t batch) noexcept
+{
+    return got.nbDims > 0 && got.d[0] == 1 ? 1 : batch;
 }
 
 } // namespace ctx

@@ -4,6 +4,7 @@
 #include "trt/fields.h"
 #include "trt/log.h"
 
+#include <initializer_list>
 #include <memory>
 
 namespace ctx
@@ -18,10 +19,16 @@ bool isActivationType(nvinfer1::DataType type) noexcept;
 // CtxDataType of such a type; throws for others.
 int32_t kernelDataType(nvinfer1::DataType type);
 
-// Throws with the text of a launcher's status other than success.
-void throwOnFailure(int32_t status, char const* text);
+// Throws with the launcher's message if its status is not success.
+void throwOnFailure(int32_t status);
 
 void checkRank(char const* tensor, int32_t rank, int32_t expected);
+
+// Throws if a tensor has another shape than the kernels will read it with.
+void checkShape(char const* tensor, nvinfer1::Dims const& got, std::initializer_list<int64_t> expected);
+
+// A tensor that may serve the whole batch has 1 as its first size.
+int64_t batchOrOne(nvinfer1::Dims const& got, int64_t batch) noexcept;
 
 // Base of a plugin shell. `Plugin` derives from it and has kNAME and Attributes; it is made from attributes.
 template <typename Plugin, typename AttributeTable>
@@ -73,12 +80,6 @@ public:
     nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override
     {
         return kPLUGIN_NAMESPACE;
-    }
-
-    int32_t onShapeChange(
-        nvinfer1::PluginTensorDesc const*, int32_t, nvinfer1::PluginTensorDesc const*, int32_t) noexcept override
-    {
-        return 0;
     }
 
     nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override

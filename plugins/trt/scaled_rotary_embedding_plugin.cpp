@@ -120,6 +120,25 @@ int32_t ScaledRotaryEmbeddingPlugin::configurePlugin(nvinfer1::DynamicPluginTens
         });
 }
 
+int32_t ScaledRotaryEmbeddingPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
+    nvinfer1::PluginTensorDesc const*, int32_t nbOutputs) noexcept
+{
+    return guarded(kNAME, "shapes", 1,
+        [&]
+        {
+            checkCounts(nbInputs, nbOutputs);
+            nvinfer1::Dims const& x = in[kX].dims;
+            checkRank("x", x.nbDims, 4);
+            int64_t const batch = x.d[0];
+            checkShape("positions", in[kPOSITIONS].dims, {batch, x.d[2]});
+            nvinfer1::Dims const& frequency = in[kINVERSE_FREQUENCY].dims;
+            checkShape("inv_freq", frequency, {batchOrOne(frequency, batch), mAttributes.rotaryDim / 2});
+            nvinfer1::Dims const& multiplier = in[kMULTIPLIER].dims;
+            checkShape("multiplier", multiplier, {batchOrOne(multiplier, batch)});
+            return 0;
+        });
+}
+
 int32_t ScaledRotaryEmbeddingPlugin::enqueue(nvinfer1::PluginTensorDesc const* inputDesc,
     nvinfer1::PluginTensorDesc const*, void const* const* inputs, void* const* outputs, void*,
     cudaStream_t stream) noexcept
@@ -144,7 +163,7 @@ int32_t ScaledRotaryEmbeddingPlugin::enqueue(nvinfer1::PluginTensorDesc const* i
             params.multiplierBatch = inputDesc[kMULTIPLIER].dims.d[0];
             params.interleaved = mAttributes.interleaved;
             params.dataType = kernelDataType(inputDesc[kX].type);
-            throwOnFailure(ctxScaledRotaryEmbedding(&params, stream), ctxLastErrorMessage());
+            throwOnFailure(ctxScaledRotaryEmbedding(&params, stream));
             return 0;
         });
 }

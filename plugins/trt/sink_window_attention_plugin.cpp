@@ -218,6 +218,52 @@ int32_t SinkWindowAttentionPlugin::getAliasedInput(int32_t outputIndex) noexcept
     }
 }
 
+int32_t SinkWindowAttentionPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs,
+    nvinfer1::PluginTensorDesc const*, int32_t nbOutputs) noexcept
+{
+    return guarded(kNAME, "shapes", 1,
+        [&]
+        {
+            checkCounts(nbInputs, nbOutputs);
+            nvinfer1::Dims const& query = in[kQUERY].dims;
+            nvinfer1::Dims const& past = in[kPAST_KEY].dims;
+            checkRank("q", query.nbDims, 4);
+            checkRank("past_key", past.nbDims, 4);
+            int64_t const batch = query.d[0];
+            int64_t const rows = query.d[2];
+            int64_t const dim = query.d[3];
+            checkShape("k", in[kKEY].dims, {batch, past.d[1], rows, dim});
+            checkShape("v", in[kVALUE].dims, {batch, past.d[1], rows, dim});
+            checkShape("past_key", past, {batch, past.d[1], past.d[2], dim});
+            checkShape("past_value", in[kPAST_VALUE].dims, {batch, past.d[1], past.d[2], dim});
+            checkShape("seen", in[kSEEN].dims, {batch});
+            checkShape("new", in[kNEW].dims, {batch});
+            checkOptionalShapes(in, query);
+            return 0;
+        });
+}
+
+void SinkWindowAttentionPlugin::checkOptionalShapes(
+    nvinfer1::PluginTensorDesc const* in, nvinfer1::Dims const& query) const
+{
+    int64_t const batch = query.d[0];
+    if (mOptional.sinkQuery >= 0)
+    {
+        checkShape("sink_q", in[mOptional.sinkQuery].dims, {batch, query.d[1], query.d[2], query.d[3]});
+    }
+    if (mOptional.inverseFrequency >= 0)
+    {
+        nvinfer1::Dims const& frequency = in[mOptional.inverseFrequency].dims;
+        nvinfer1::Dims const& multiplier = in[mOptional.multiplier].dims;
+        checkShape("inv_freq", frequency, {batchOrOne(frequency, batch), mAttributes.rotaryDim / 2});
+        checkShape("multiplier", multiplier, {batchOrOne(multiplier, batch)});
+    }
+    if (mOptional.headSink >= 0)
+    {
+        checkShape("head_sink", in[mOptional.headSink].dims, {query.d[1]});
+    }
+}
+
 int32_t SinkWindowAttentionPlugin::enqueue(nvinfer1::PluginTensorDesc const* inputDesc,
     nvinfer1::PluginTensorDesc const*, void const* const* inputs, void* const* outputs, void*,
     cudaStream_t stream) noexcept
@@ -259,7 +305,7 @@ int32_t SinkWindowAttentionPlugin::enqueue(nvinfer1::PluginTensorDesc const* inp
             params.bounded = mAttributes.bounded;
             params.interleaved = mAttributes.interleaved;
             params.dataType = kernelDataType(inputDesc[kQUERY].type);
-            throwOnFailure(ctxSinkWindowAttention(&params, stream), ctxLastErrorMessage());
+            throwOnFailure(ctxSinkWindowAttention(&params, stream));
             return 0;
         });
 }

@@ -53,11 +53,14 @@ public:
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
         nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
     int32_t getAliasedInput(int32_t outputIndex) noexcept override;
+    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs, nvinfer1::PluginTensorDesc const* out,
+        int32_t nbOutputs) noexcept override;
     int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
         void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
 
 private:
     void checkCounts(int32_t nbInputs, int32_t nbOutputs) const;
+    void checkOptionalShapes(nvinfer1::PluginTensorDesc const* in, nvinfer1::Dims const& query) const;
 
     OptionalInputs const mOptional;
 };

@@ -1,0 +1,38 @@
+"""The plugin shells without TensorRT: a C++ program calls them in its place, the host executes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.host_build import build
+
+CASES = [
+    "attention_equals_the_kernel",
+    "rotary_equals_the_kernel",
+    "enqueue_allocates_nothing",
+    "serialised_fields_make_the_same_plugin",
+    "failures_reach_the_logger",
+    "shapes_that_disagree_are_refused",
+]
+
+
+@pytest.fixture(scope="session")
+def program() -> Path:
+    return build("ctx_plugin_shells_test")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shells(program: Path, case: str) -> None:
+    run = subprocess.run(
+        [str(program), case],
+        env={**os.environ, "FAKE_TENSORRT_DIRECTORY": str(program.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
