@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 LIBRARY := exporter/ctx_export/lib/libctx_plugins.so
 INSTALLED := $(VENV)/.installed
+CPP_SOURCES := $(shell find plugins tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PLUGIN_SOURCES := $(shell find plugins CMakeLists.txt cmake -type f 2>/dev/null)
 # The oldest CUDA compiler that knows every architecture of the library.
 CUDA_MAJOR := 13
@@ -40,11 +41,13 @@ test: setup
 check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
 	$(BIN)/mypy
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 bench: setup
 	$(BIN)/python -m tools.bench.export --environments build/bench
