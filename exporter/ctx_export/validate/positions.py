@@ -54,18 +54,22 @@ def listed_positions(original_context: int, max_context: int) -> tuple[int, ...]
 
 
 def make_plan(original_context: int, max_context: int, budget: int) -> ValidationPlan:
-    """Positions of a package: below `budget` by one prefill, farther out by probes."""
+    """Positions of a package: below `budget` by one prefill, farther out by probes.
+
+    A probe begins at its position, so that the position is also the first token of a chunk; the
+    last one ends with the context. No position is computed twice.
+    """
     if budget < 1:
         raise UserError(f"budget is {budget}: give at least 1 token, such as {DEFAULT_BUDGET}")
     positions = listed_positions(original_context, max_context)
-    prefill = min(budget, max_context)
+    prefill = done = min(budget, max_context)
     probes: list[Probe] = []
     for position in positions:
-        if position < (probes[-1].end if probes else prefill):
+        if position < done:
             continue
-        tokens = min(PROBE_TOKENS, max_context)
-        start = min(position, max_context - tokens)
-        probes.append(Probe(start=start, tokens=tokens))
+        start = max(done, min(position, max_context - PROBE_TOKENS))
+        probes.append(Probe(start=start, tokens=min(PROBE_TOKENS, max_context - start)))
+        done = probes[-1].end
     return ValidationPlan(prefill=prefill, positions=positions, probes=tuple(probes))
 
 

@@ -1,0 +1,110 @@
+"""Oracles: positions and probes written by hand, and the definition of a partition."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from ctx_export.core.errors import UserError
+from ctx_export.validate.positions import (
+    PROBE_TOKENS,
+    Probe,
+    ValidationPlan,
+    listed_positions,
+    make_plan,
+    ragged_chunks,
+)
+
+
+@pytest.mark.parametrize(
+    ("original", "maximum", "positions"),
+    [
+        (256, 1024, (0, 255, 256, 257, 512, 1023)),
+        (256, 1000, (0, 255, 256, 257, 512, 999)),
+        (256, 1025, (0, 255, 256, 257, 512, 1024)),
+        (256, 256, (0, 255)),
+        (256, 257, (0, 255, 256)),
+        (1, 8, (0, 1, 2, 4, 7)),
+        (1, 1, (0,)),
+        (3, 100, (0, 2, 3, 4, 6, 12, 24, 48, 96, 99)),
+    ],
+)
+def test_positions_surround_the_trained_context_double_and_end_with_the_last(
+    original, maximum, positions
+):
+    assert listed_positions(original, maximum) == positions
+
+
+@pytest.mark.parametrize(("original", "maximum"), [(0, 8), (9, 8)])
+def test_contexts_that_make_no_sense_are_refused(original, maximum):
+    with pytest.raises(UserError, match=f"original context {original} and maximum context 8"):
+        listed_positions(original, maximum)
+
+
+def probes(*spans: tuple[int, int]) -> tuple[Probe, ...]:
+    return tuple(Probe(start=start, tokens=end - start) for start, end in spans)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "budget", "prefill", "expected"),
+    [
+        ((256, 1024), 300, 300, probes((512, 528), (1008, 1024))),
+        ((256, 1024), 256, 256, probes((256, 272), (512, 528), (1008, 1024))),
+        ((256, 1024), 1, 1, probes((255, 271), (512, 528), (1008, 1024))),
+        ((256, 1024), 1024, 1024, ()),
+        ((256, 1024), 9999, 1024, ()),
+        ((256, 1024), 1023, 1023, probes((1023, 1024))),
+        # Near the end, and near one another, probes are cut short rather than computed twice.
+        ((256, 4100), 4096, 4096, probes((4096, 4100))),
+        ((100, 117), 50, 50, probes((99, 115), (115, 117))),
+        ((1, 5), 1, 1, probes((1, 5))),
+    ],
+)
+def test_what_lies_beyond_the_prefill_is_probed(contexts, budget, prefill, expected):
+    plan = make_plan(*contexts, budget)
+    assert (plan.prefill, plan.probes) == (prefill, expected)
+    assert plan.tokens == max([prefill, *(probe.end for probe in expected)])
+
+
+def test_prefill_and_probes_never_overlap_and_hold_every_listed_position():
+    grid = itertools.product(
+        (1, 2, 15, 16, 17, 64, 251), (1, 2, 15, 16, 17, 33, 64, 65, 81, 509, 1024), (1, 5, 64, 300)
+    )
+    compared = 0
+    for original, maximum, budget in grid:
+        if original > maximum:
+            continue
+        plan = make_plan(original, maximum, budget)
+        spans = [(0, plan.prefill), *((probe.start, probe.end) for probe in plan.probes)]
+        assert all(end - start > 0 for start, end in spans)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+        assert spans[-1][1] <= maximum
+        assert all(probe.tokens <= PROBE_TOKENS for probe in plan.probes)
+        for position in plan.positions:
+            assert sum(start <= position < end for start, end in spans) == 1
+        assert plan.positions[-1] == maximum - 1
+        compared += 1
+    assert compared > 100
+
+
+def test_a_budget_of_nothing_is_refused():
+    with pytest.raises(UserError, match="budget is 0: give at least 1 token, such as 4096"):
+        make_plan(256, 1024, 0)
+
+
+def test_a_plan_without_probes_is_as_long_as_its_prefill():
+    assert ValidationPlan(prefill=7, positions=(0, 6), probes=()).tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("tokens", "chunks"),
+    [
+        (0, []),
+        (1, [1]),
+        (10, [1, 7, 2]),
+        (500, [1, 7, 64, 129, 3, 257, 1, 7, 31]),
+    ],
+)
+def test_ragged_chunks_by_hand(tokens, chunks):
+    assert ragged_chunks(tokens) == chunks
