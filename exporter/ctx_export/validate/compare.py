@@ -38,9 +38,14 @@ class RowErrors:
 
 
 def logit_scale(reference: Floats) -> float:
-    """max |reference logits|; raises ValueError where they cannot serve as a reference."""
-    if reference.size == 0 or not np.isfinite(reference).all():
-        raise ValueError(f"reference logits of shape {reference.shape} are empty or not finite")
+    """max |reference logits|, 1 where all are 0; raises UserError where they are no reference."""
+    if reference.size == 0:
+        raise ValueError(f"reference logits of shape {reference.shape} have no scale")
+    if not np.isfinite(reference).all():
+        raise UserError(
+            "PyTorch's own float32 logits have NaN or Inf: the reference's weights are damaged or "
+            "too large; nothing can be compared with it"
+        )
     return float(np.abs(reference).max()) or 1.0
 
 
@@ -110,7 +115,11 @@ class Rule:
             return self.tolerance
         if peer is None:
             raise ValueError("the low-precision rule needs PyTorch's error in that precision")
-        return LOW_PRECISION_FACTOR * float(peer.maximum.max()) + UNIT_ROUNDOFF[self.precision]
+        # Rows where PyTorch itself overflows excuse nothing.
+        measured = peer.maximum[np.isfinite(peer.maximum)]
+        return (
+            LOW_PRECISION_FACTOR * float(measured.max(initial=0)) + UNIT_ROUNDOFF[self.precision]
+        )
 
     def describe(self) -> str:
         """The rule in words."""
