@@ -207,10 +207,12 @@ class Session:
             return backend.read(layer)
 
     def close(self) -> None:
-        """Release the model and the caches; closing twice is harmless."""
-        backend, self._backend = self._backend, None
-        if backend is not None:
-            backend.close()
+        """Release the model and the caches, after a call that another thread may be in; closing
+        twice is harmless."""
+        with self._lock:
+            backend, self._backend = self._backend, None
+            if backend is not None:
+                backend.close()
 
     def __enter__(self) -> Session:
         return self

@@ -312,17 +312,24 @@ def test_a_failed_call_loses_a_ring_that_was_overwritten() -> None:
     assert session.feed([[5]])[0, 0, 0] == 5
 
 
-def test_concurrent_use_raises() -> None:
-    session, fake = make()
+def slow_steps(fake: FakeBackend) -> tuple[threading.Event, threading.Event]:
+    """Steps say that they have begun and wait for leave to end."""
     entered, leave = threading.Event(), threading.Event()
     step = fake.step
 
     def slow(given: Any) -> Any:
         entered.set()
         assert leave.wait(10)
+        assert not fake.closed
         return step(given)
 
     fake.step = slow  # type: ignore[method-assign]
+    return entered, leave
+
+
+def test_concurrent_use_raises() -> None:
+    session, fake = make()
+    entered, leave = slow_steps(fake)
     thread = threading.Thread(target=session.feed, args=([[1]],))
     thread.start()
     assert entered.wait(10)
@@ -333,6 +340,22 @@ def test_concurrent_use_raises() -> None:
         leave.set()
         thread.join(10)
     assert session.seen.tolist() == [1]
+
+
+def test_close_waits_for_a_call_of_another_thread() -> None:
+    session, fake = make()
+    entered, leave = slow_steps(fake)
+    feeding = threading.Thread(target=session.feed, args=([[1]],))
+    closing = threading.Thread(target=session.close)
+    feeding.start()
+    assert entered.wait(10)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive() and fake.closed == 0
+    leave.set()
+    feeding.join(10)
+    closing.join(10)
+    assert fake.closed == 1 and session.seen.tolist() == [1]
 
 
 def test_a_closed_session_says_so() -> None:
