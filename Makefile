@@ -41,13 +41,14 @@ test: setup
 check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+	@echo "$(BIN)/clang-format --dry-run -Werror" of plugins and tests/cpp
+	@$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
 	$(BIN)/mypy
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $(CPP_SOURCES)
+	@$(BIN)/clang-format -i $(CPP_SOURCES)
 
 bench: setup
 	$(BIN)/python -m tools.bench.export --environments build/bench
