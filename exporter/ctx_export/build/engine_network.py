@@ -160,7 +160,6 @@ def _check_contract(trt: Any, network: Any, io: Iterable[TensorInfo]) -> None:
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     found = {tensor.name: tensor.dtype for tensor in (*inputs, *outputs)}
     stated = {tensor.name: getattr(trt.DataType, _DTYPES[tensor.dtype]) for tensor in io}
-    stated = {tensor.name: getattr(trt.DataType, _DTYPES[tensor.dtype]) for tensor in io}
     if found != stated:
         names = sorted(set(found) ^ set(stated)) or sorted(
             name for name in found if found[name] != stated[name]
