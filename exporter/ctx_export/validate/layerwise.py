@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctx_export.core.errors import UserError
+from ctx_export.frontends.shards import read_shards
 from ctx_export.validate import torch_reference as reference
 
 
@@ -22,15 +23,10 @@ class _Shards:
         from safetensors import safe_open
 
         self._precisions = (weights, compute)
-        self._files: dict[str, Any] = {}
-        for path in sorted(checkpoint.glob("*.safetensors")):
-            opened = safe_open(str(path), framework="pt")
-            self._files |= dict.fromkeys(opened.keys(), opened)
-        if not self._files:
-            raise UserError(
-                f"reference {checkpoint} has no safetensors files: a model too big for memory is "
-                "compared layer by layer from those"
-            )
+        # The index decides: some checkpoints have other files with the same tensors beside it.
+        places = {name: place.file for name, place in read_shards(checkpoint).items()}
+        opened = {file: safe_open(str(file), framework="pt") for file in set(places.values())}
+        self._files = {name: opened[file] for name, file in places.items()}
 
     def read(self, name: str) -> Any:
         import torch
@@ -40,14 +36,17 @@ class _Shards:
             tensor = tensor.to(getattr(torch, reference.TORCH_TYPES[precision]))
         return tensor
 
-    def of(self, names: Mapping[str, str]) -> dict[str, Any]:
-        """Tensors by the module's name for them; `names` maps those to the checkpoint's."""
+    def check(self, names: Mapping[str, str]) -> None:
+        """Raise UserError unless the checkpoint has all that `of` would read."""
         missing = [stored for stored in names.values() if stored not in self._files]
         if missing:
             raise UserError(
                 f"the checkpoint has no tensor {missing[0]}: a model that transformers converts "
                 "while loading cannot be compared layer by layer; it must fit into memory"
             )
+
+    def of(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """Tensors by the module's name for them; `names` maps those to the checkpoint's."""
         return {name: self.read(stored) for name, stored in names.items()}
 
 
@@ -63,11 +62,24 @@ def load_by_layer(checkpoint: Path, config: Any, weights: str, compute: str) -> 
             reference.without_scaling(config), dtype=dtype, attn_implementation="sdpa"
         )
     prefix, layers = _decoder_layers(model)
-    model.load_state_dict(shards.of(_outside(model, prefix)), assign=True, strict=False)
+    outside = _outside(model, prefix)
+    shards.check(outside)
+    model.load_state_dict(shards.of(outside), assign=True, strict=False)
     model.tie_weights()
+    _check_buffers(model)
     for index, layer in enumerate(layers):
         _stream(layer, f"{prefix}.{index}.", shards)
     return model.eval()
+
+
+def _check_buffers(model: Any) -> None:
+    """Raise UserError where the model has constants that no file holds; rotations are replaced."""
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta and "rotary_emb" not in name:
+            raise UserError(
+                f"the checkpoint does not hold the reference's constant {name}: it cannot be "
+                "compared layer by layer; it must fit into memory"
+            )
 
 
 def _decoder_layers(model: Any) -> tuple[str, Any]:
@@ -88,6 +100,7 @@ def _outside(model: Any, prefix: str) -> dict[str, str]:
 def _stream(layer: Any, prefix: str, shards: _Shards) -> None:
     """Give `layer` its weights before each forward and take them after it."""
     names = {name: prefix + name for name, _ in layer.named_parameters()}
+    shards.check(names)
 
     def load(module: Any, arguments: Any) -> None:
         module.load_state_dict(shards.of(names), assign=True)

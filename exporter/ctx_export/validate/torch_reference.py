@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import enum
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,6 +109,11 @@ class TorchReference:
     def multiplier(self) -> float:
         """transformers' factor on cos and sin."""
         return float(self._rotary[Rotary.UNMODIFIED].attention_scaling)
+
+    def watch(self, layer_done: Callable[[], None]) -> None:
+        """Call `layer_done` after each of the model's `layers` in every forward."""
+        for layer in self._owner.layers:
+            layer.register_forward_hook(lambda *_: layer_done())
 
     def logits(
         self,
@@ -321,15 +326,36 @@ def _exact_rotary(own: Any, table: Floats | None) -> Any:
             "give the checkpoint that the package was made from"
         )
     inv_freq, multiplier = inv_freq.double(), float(exact.attention_scaling)
+    spread = _layout(own)
 
     def forward(x: Any, position_ids: Any) -> tuple[Any, Any]:
-        angle = position_ids[..., None].double() * inv_freq
-        angle = torch.cat((angle, angle), dim=-1)
+        angle = spread(position_ids[..., None].double() * inv_freq)
         cos, sin = angle.cos() * multiplier, angle.sin() * multiplier
         return cos.to(x.dtype), sin.to(x.dtype)
 
     exact.forward = forward
     return exact
+
+
+def _layout(own: Any) -> Callable[[Any], Any]:
+    """How `own` spreads angles [..., F] over the 2F rotated dims: halves, or pairs side by side.
+
+    Found by asking it for the cos and sin of position 1; raises UserError where neither gives
+    those, because then the module does something else than turn by position × frequency.
+    """
+    import torch
+
+    position = torch.ones(1, 1, dtype=torch.int64)
+    given = torch.cat(own(torch.zeros(1), position))
+    angle = own.inv_freq[None, None].double()
+    for spread in (lambda a: torch.cat((a, a), dim=-1), lambda a: a.repeat_interleave(2, dim=-1)):
+        expected = torch.cat((spread(angle).cos(), spread(angle).sin())) * own.attention_scaling
+        if given.shape == expected.shape and torch.allclose(given.double(), expected, atol=1e-5):
+            return spread
+    raise UserError(
+        f"{type(own).__name__} does not rotate by position × frequency: a model of this kind "
+        "cannot be validated in this version"
+    )
 
 
 @contextmanager
