@@ -41,39 +41,64 @@ def compare_session(
     """Feed the plan's tokens to a session of one sequence and judge the logits by `rule`."""
     table = _Table(plan, rule)
     tokens, block = references.tokens, references.prefill
-    total = 3 + len(references.probes)
-    table.add("prefill", block, prefill(session, tokens, block.positions))
-    progress.update(1, total)
-    table.add("chunks", block, chunked(session, tokens, block.positions))
-    progress.update(2, total)
-    positions, logits = decoded(session, plan, tokens)
+    total = 3 * plan.prefill + sum(probe.tokens for probe in plan.probes)
+    feeder = Feeder(session, progress, total)
+    table.add("prefill", block, prefill(feeder, tokens, block.positions))
+    table.add("chunks", block, chunked(feeder, tokens, block.positions))
+    positions, logits = decoded(feeder, plan, tokens)
     kept = np.isin(positions, block.positions)
     table.add("decode", _part(block, positions[kept]), logits[kept])
-    for number, (probe, expected) in enumerate(references.probes, 3):
-        progress.update(number, total)
+    feeder.done = 3 * plan.prefill  # decoding ends at the last position of the table
+    for probe, expected in references.probes:
         assert references.cache is not None
         past = references.cache.first(probe.start)
-        table.add(
-            "probe", expected, probed(session, past, references.probe_tokens[: probe.tokens])
-        )
-    progress.update(total, total)
+        ids = references.probe_tokens[: probe.tokens]
+        table.add("probe", expected, probed(feeder, past, ids))
     return Compared(rows=tuple(table.rows), problems=tuple(table.problems))
 
 
-def prefill(session: Session, tokens: Ints, rows: Ints) -> Floats:
+class Feeder:
+    """A session of one sequence whose progress is the tokens fed."""
+
+    def __init__(self, session: Session, progress: Progress, total: int) -> None:
+        self.session = session
+        self.done = 0
+        self._progress = progress
+        self._total = total
+
+    def feed(self, tokens: Ints) -> Floats:
+        """Logits [N,V] of the next tokens [N]."""
+        logits: Floats = self.session.feed(tokens[None])[0]
+        self._moved(len(tokens))
+        return logits
+
+    def skip(self, tokens: Ints) -> None:
+        """Feed tokens [N] whose logits nobody wants, in the session's own chunks."""
+        most = self.session.contract.max_chunk
+        for start in range(0, len(tokens), most):
+            piece = tokens[start : start + most]
+            self.session.feed(piece[None], logits="last")
+            self._moved(len(piece))
+
+    def _moved(self, tokens: int) -> None:
+        self.done += tokens
+        self._progress.update(self.done, self._total)
+
+
+def prefill(feeder: Feeder, tokens: Ints, rows: Ints) -> Floats:
     """Logits [R,V] of `rows`, the whole sequence fed at once: the session cuts it into chunks."""
-    most = max(1, _FEED_BYTES // (4 * session.contract.vocab))
-    return _fed(session, tokens, rows, [most] * (len(tokens) // most) + [len(tokens) % most])
+    most = max(1, _FEED_BYTES // (4 * feeder.session.contract.vocab))
+    return _fed(feeder, tokens, rows, [most] * (len(tokens) // most) + [len(tokens) % most])
 
 
-def chunked(session: Session, tokens: Ints, rows: Ints) -> Floats:
+def chunked(feeder: Feeder, tokens: Ints, rows: Ints) -> Floats:
     """Logits [R,V] of `rows`, the sequence fed in ragged chunks."""
-    return _fed(session, tokens, rows, ragged_chunks(len(tokens)))
+    return _fed(feeder, tokens, rows, ragged_chunks(len(tokens)))
 
 
-def decoded(session: Session, plan: ValidationPlan, tokens: Ints) -> tuple[Ints, Floats]:
+def decoded(feeder: Feeder, plan: ValidationPlan, tokens: Ints) -> tuple[Ints, Floats]:
     """Positions [R] fed one token at a time, around each of the table's, and their logits."""
-    session.reset()
+    feeder.session.reset()
     positions: list[int] = []
     logits: list[Floats] = []
     done = 0
@@ -83,33 +108,33 @@ def decoded(session: Session, plan: ValidationPlan, tokens: Ints) -> tuple[Ints,
         if first >= end:
             continue
         if first > done:
-            session.feed(tokens[None, done:first], logits="last")
+            feeder.skip(tokens[done:first])
         for index in range(first, end):
-            logits.append(session.feed(tokens[None, index : index + 1])[0])
+            logits.append(feeder.feed(tokens[index : index + 1]))
             positions.append(index)
         done = end
     return np.asarray(positions, np.int64), np.concatenate(logits)
 
 
-def probed(session: Session, past: Cache, tokens: Ints) -> Floats:
+def probed(feeder: Feeder, past: Cache, tokens: Ints) -> Floats:
     """Logits [N,V] of tokens that follow `past`: a chunk, then the last few one at a time."""
-    session.reset()
-    session.load_cache(past.keys, past.values, past.length)
+    feeder.session.reset()
+    feeder.session.load_cache(past.keys, past.values, past.length)
     split = len(tokens) - min(PROBE_DECODE, len(tokens) - 1)
-    parts = [session.feed(tokens[None, :split])[0]]
-    parts += [session.feed(tokens[None, i : i + 1])[0] for i in range(split, len(tokens))]
+    parts = [feeder.feed(tokens[:split])]
+    parts += [feeder.feed(tokens[i : i + 1]) for i in range(split, len(tokens))]
     return np.concatenate(parts)
 
 
-def _fed(session: Session, tokens: Ints, rows: Ints, chunks: list[int]) -> Floats:
-    session.reset()
+def _fed(feeder: Feeder, tokens: Ints, rows: Ints, chunks: list[int]) -> Floats:
+    feeder.session.reset()
     kept: list[Floats] = []
     start = 0
     for chunk in chunks:
         if not chunk:
             continue
         wanted = rows[(rows >= start) & (rows < start + chunk)] - start
-        kept.append(session.feed(tokens[None, start : start + chunk])[0][wanted])
+        kept.append(feeder.feed(tokens[start : start + chunk])[wanted])
         start += chunk
     return np.concatenate(kept)
 
@@ -158,6 +183,7 @@ class _Table:
             Row(
                 position=int(block.positions[first]),
                 last=int(block.positions[last]),
+                compared=last - first + 1,
                 how=how,
                 max_error=maximum,
                 mean_error=mean,

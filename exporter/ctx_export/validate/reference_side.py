@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,23 +94,22 @@ def reference_logits(
     settings: ReferenceSettings, plan: ValidationPlan, progress: Progress
 ) -> References:
     """Run PyTorch over the plan, first in float32, then in the peers' precisions."""
+    progress.stage("loading PyTorch")
     model = settings.open()
+    progress.stage("running PyTorch")
     tokens = random_tokens(max(plan.prefill, CALIBRATION_TOKENS), model.vocab)
     cache = _synthetic(model, plan, tokens, settings.weights)
     calls = _calls(plan, tokens, kept_rows(plan, model.vocab), cache)
-    total = len(calls) * (1 + len(settings.peers))
-    measured = []
-    for done, call in enumerate(calls, 1):
-        measured.append(_measured(model, call))
-        progress.update(done, total)
+    model.watch(_counter(progress, len(Rotary) * len(calls) * model.layers))
+    measured = [_measured(model, call) for call in calls]
     inv_freq, multiplier = model.inv_freq, model.multiplier
     del model  # one model in memory at a time
-    for number, precision in enumerate(settings.peers, 1):
+    for precision in settings.peers:
+        progress.stage(f"running PyTorch in {precision}")
         peer = settings.open(precision)
-        for index, call in enumerate(calls):
-            errors = row_errors(call.run(peer, Rotary.EXACT), measured[index].logits)
-            measured[index].peers[precision] = errors
-            progress.update(number * len(calls) + index + 1, total)
+        peer.watch(_counter(progress, len(calls) * peer.layers))
+        for call, block in zip(calls, measured, strict=True):
+            block.peers[precision] = row_errors(call.run(peer, Rotary.EXACT), block.logits)
         del peer
     return References(
         tokens=tokens[: plan.prefill],
@@ -120,6 +120,12 @@ def reference_logits(
         inv_freq=inv_freq,
         multiplier=multiplier,
     )
+
+
+def _counter(progress: Progress, total: int) -> Callable[[], None]:
+    """A function to call after each of `total` equal parts."""
+    parts = itertools.count(1)
+    return lambda: progress.update(next(parts), total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

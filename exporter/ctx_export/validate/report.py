@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Errors at `position`, or of all rows from `position` to `last`; shares of the logit scale.
+    """Errors at `position`, or of `compared` rows from `position` to `last`, as shares of the
+    logit scale.
 
     `transformers` is the error of the unmodified model, `own_table` that of float64 angles over
     transformers' own float32 table, `peer` that of PyTorch in the package's precision.
@@ -36,6 +37,7 @@ class Row:
 
     position: int
     last: int
+    compared: int
     how: str  # prefill, chunks, decode, probe
     max_error: float
     mean_error: float
@@ -45,9 +47,13 @@ class Row:
     peer: float | None = None
 
     @property
+    def is_range(self) -> bool:
+        return self.last != self.position
+
+    @property
     def passed(self) -> bool:
         """Whether the largest error is within the limit; infinite and NaN errors are not."""
-        return self.max_error <= self.limit
+        return math.isfinite(self.max_error) and self.max_error <= self.limit
 
     def to_json(self) -> dict[str, Any]:
         """JSON values: an error that is no number becomes null."""
@@ -98,6 +104,7 @@ class ValidationReport:
 
     facts: Mapping[str, str]
     rule: str
+    max_context: int
     rows: tuple[Row, ...]
     frequency_error: float  # of inv_freq against transformers' own, relative
     multiplier_error: float
@@ -110,14 +117,31 @@ class ValidationReport:
     @property
     def passed(self) -> bool:
         """Whether every row, the tables and the engine are within their limits."""
-        return (
-            bool(self.rows)
-            and not self.problems
-            and all(row.passed for row in self.rows)
-            and self.frequency_error <= FREQUENCY_TOLERANCE
-            and self.multiplier_error <= MULTIPLIER_TOLERANCE
-            and (self.engine is None or self.engine.passed)
-        )
+        return not self.failures
+
+    @property
+    def failures(self) -> list[str]:
+        """What is beyond its limit, in words; nothing compared is a failure too."""
+        found = [] if self.rows else ["nothing was compared"]
+        wrong = [row for row in self.rows if not row.passed]
+        if wrong:
+            first = min(wrong, key=lambda row: (row.is_range, row.position))
+            found.append(f"{len(wrong)} of {len(self.rows)} rows, the first at {_where(first)}")
+        if self.problems:
+            found.append(f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}")
+        # "not <=": an error that is no number fails.
+        if not self.frequency_error <= FREQUENCY_TOLERANCE:
+            found.append("inv_freq")
+        if not self.multiplier_error <= MULTIPLIER_TOLERANCE:
+            found.append("the multiplier")
+        if self.engine is not None and not self.engine.passed:
+            found.append("the engine")
+        return found
+
+    @property
+    def reach(self) -> int:
+        """The last position that was compared, -1 where none was."""
+        return max((row.last for row in self.rows), default=-1)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -126,7 +150,7 @@ class ValidationReport:
             "passed": self.passed,
             "max_error": _number(max((r.max_error for r in self.rows), default=math.inf)),
             "rule": self.rule,
-            "last_position": max((r.last for r in self.rows), default=-1),
+            "last_position": self.reach,
             "transformers_error": _number(max((r.transformers for r in self.rows), default=0.0)),
             "inv_freq_error": _number(self.frequency_error),
             "runtime": self.facts.get("runtime", ""),
@@ -144,6 +168,8 @@ class ValidationReport:
         """report.json's contents."""
         return {
             "passed": self.passed,
+            "failures": self.failures,
+            "last_position": self.reach,
             "facts": dict(self.facts),
             "rule": self.rule,
             "errors_are": "shares of the logit scale, max |reference logits| of the rows "
@@ -174,11 +200,15 @@ class ValidationReport:
     def verdict(self) -> str:
         """One line: passed or not, the largest error and the rule."""
         worst = max((row.max_error for row in self.rows), default=math.inf)
-        state = "agrees with PyTorch" if self.passed else "DOES NOT AGREE with PyTorch"
-        reach = max((row.last for row in self.rows), default=-1)
+        if not self.passed:
+            state = f"DOES NOT AGREE with PyTorch ({'; '.join(self.failures)})"
+        else:
+            state = f"agrees with PyTorch up to position {self.reach}"
+        if self.rows and self.reach < self.max_context - 1:
+            state += f", NOT COMPARED beyond {self.reach} up to {self.max_context - 1}"
         return (
-            f"{state} up to position {reach}: largest error {_text(worst)} of the logit scale "
-            f"({self.rule}; {self.seconds:.0f} s)"
+            f"{state}: largest error {_text(worst)} of the logit scale ({self.rule}; "
+            f"{self.seconds:.0f} s)"
         )
 
     def markdown(self) -> str:
@@ -212,37 +242,30 @@ class ValidationReport:
 
 
 def merged(rows: Iterable[Row]) -> list[Row]:
-    """Rows of the same positions as one: the ways they were compared, the largest errors."""
-    groups: dict[tuple[int, int], list[Row]] = {}
+    """Rows of the same positions as one to show: the ways they were compared, the one nearest to
+    or farthest beyond its limit, the largest mean error."""
+    groups: dict[tuple[bool, int, int, int], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.position, row.last), []).append(row)
-    return [_merged(group) for _, group in sorted(groups.items(), key=_order)]
-
-
-def _order(item: tuple[tuple[int, int], list[Row]]) -> tuple[bool, int, int]:
-    (first, last), _ = item
-    return first != last, first, last
+        key = (row.is_range, row.position, row.last, -row.compared)
+        groups.setdefault(key, []).append(row)
+    return [_merged(group) for _, group in sorted(groups.items())]
 
 
 def _merged(group: Sequence[Row]) -> Row:
     worst = max(group, key=lambda row: row.max_error / row.limit)
-    return Row(
-        position=worst.position,
-        last=worst.last,
-        how=", ".join(row.how for row in group),
-        max_error=worst.max_error,
-        mean_error=max(row.mean_error for row in group),
-        limit=worst.limit,
-        transformers=worst.transformers,
-        own_table=worst.own_table,
-        peer=worst.peer,
-    )
+    how = ", ".join(row.how for row in group)
+    if worst.compared != worst.last - worst.position + 1:
+        how += f" of {worst.compared} rows"
+    return replace(worst, how=how, mean_error=max(row.mean_error for row in group))
+
+
+def _where(row: Row) -> str:
+    return f"{row.position}…{row.last}" if row.is_range else str(row.position)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    where = str(row.position) if row.last == row.position else f"{row.position}…{row.last}"
     figures = (row.max_error, row.mean_error, row.limit, row.transformers)
-    return (where, row.how, *map(_text, figures), "ok" if row.passed else "FAILED")
+    return (_where(row), row.how, *map(_text, figures), "ok" if row.passed else "FAILED")
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
@@ -261,7 +284,7 @@ def _markdown_table(rows: Sequence[Row]) -> str:
     header = (*_COLUMNS[:-1], "own table", "PyTorch, same precision", _COLUMNS[-1])
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
-        cells = _cells(row)
+        cells = _cells(_merged([row]))
         peer = "" if row.peer is None else _text(row.peer)
         lines.append(
             "| " + " | ".join((*cells[:-1], _text(row.own_table), peer, cells[-1])) + " |"

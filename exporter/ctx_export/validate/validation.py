@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from ctx_export.validate.synthetic import cache_bytes
 _CPU = "CPUExecutionProvider"
 # Copies of a probe's cache that exist at once: the synthetic one, PyTorch's and its extension.
 _CACHE_COPIES = 3
-# Share of the free memory that a whole reference may take; a bigger one is run layer by layer.
+# Share of the free memory that a reference may take; a bigger one is run layer by layer.
 _MEMORY_SHARE = 0.5
 
 
@@ -39,6 +40,14 @@ class _Engine:
     missing: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Memory:
+    """Whether the reference is run layer by layer, and the bytes left for caches."""
+
+    by_layer: bool
+    room: float
+
+
 def run(
     package: Path,
     reference: Path,
@@ -46,25 +55,28 @@ def run(
     tolerance: float | None = None,
     budget: int = DEFAULT_BUDGET,
     progress: Progress | None = None,
-    engine: bool = True,
+    need_engine: bool = False,
 ) -> ValidationReport:
     """Compare `package` with transformers' model of the checkpoint directory `reference`.
 
     `tolerance`: largest error as a share of the logit scale (default 1e-3 in float32, else twice
     PyTorch's error in the same precision + the unit roundoff). `budget`: tokens of the full
-    prefill. `engine`: also run the package's engine where a GPU is there.
-    Nothing is written: `save` of the report does that. Raises UserError for a reference that is
-    not the package's checkpoint, or where memory does not suffice.
+    prefill. The package's engine is compared too where there is a GPU; with `need_engine` it must.
+    Nothing is written: `update_package` does that. What memory does not suffice for is left out,
+    and the report says so. Raises UserError, before any long work, for a reference that is not the
+    package's checkpoint or an engine that is needed and cannot run.
     """
     started = time.monotonic()
     progress = progress or SilentProgress()
     manifest = Manifest.load(package)
     checkpoint = _checked(manifest, reference)
-    found = _engine(manifest, package) if engine else None
+    found = _engine(manifest, package)
+    if need_engine:
+        _check_engine(package, found)
     rules = _rules(manifest, tolerance, found)
-    settings = _settings(manifest, checkpoint, rules)
-    plan, skipped = _affordable(manifest, budget)
-    progress.stage("running PyTorch")
+    memory = _memory(checkpoint)
+    settings = _settings(manifest, checkpoint, rules, by_layer=memory.by_layer)
+    plan, skipped = _affordable(manifest, budget, memory.room)
     references = reference_logits(settings, plan, progress)
     progress.stage("comparing onnxruntime")
     compared = _compare_ort(package, plan, references, rules["ort"], progress)
@@ -75,6 +87,7 @@ def run(
     return ValidationReport(
         facts=_facts(manifest, settings, plan),
         rule=rules["ort"].describe(),
+        max_context=manifest.max_context,
         rows=compared.rows,
         problems=compared.problems,
         frequency_error=relative_difference(_inv_freq(manifest), references.inv_freq),
@@ -104,7 +117,7 @@ def relative_difference(table: NDArray[np.float32], reference: NDArray[np.float3
     difference = np.abs(table.astype(np.float64) - reference.astype(np.float64))
     size = np.abs(reference.astype(np.float64))
     safe = np.where(size > 0, size, 1.0)
-    return float(np.where(difference > 0, np.where(size > 0, difference / safe, np.inf), 0).max())
+    return float(np.where(difference != 0, np.where(size > 0, difference / safe, np.inf), 0).max())
 
 
 def _checked(manifest: Manifest, reference: Path) -> Any:
@@ -136,7 +149,9 @@ def _rules(manifest: Manifest, tolerance: float | None, engine: _Engine | None) 
     return rules
 
 
-def _settings(manifest: Manifest, checkpoint: Any, rules: dict[str, Rule]) -> ReferenceSettings:
+def _settings(
+    manifest: Manifest, checkpoint: Any, rules: dict[str, Rule], *, by_layer: bool
+) -> ReferenceSettings:
     from ctx_export.validate.torch_reference import hugging_face_rope, load_config
 
     config = load_config(checkpoint.directory)
@@ -147,34 +162,36 @@ def _settings(manifest: Manifest, checkpoint: Any, rules: dict[str, Rule]) -> Re
         rope=rope,
         weights=manifest.precision,
         peers=tuple(peers),
-        by_layer=_by_layer(checkpoint),
+        by_layer=by_layer,
     )
 
 
-def _by_layer(checkpoint: Any) -> bool:
-    """Whether the reference's weights in float32 are too big to be held at once."""
-    free = available_bytes()
-    elements = sum(int(np.prod(tensor.shape)) for tensor in checkpoint.tensors.values())
-    return free is not None and 4 * elements > _MEMORY_SHARE * free
-
-
-def _affordable(manifest: Manifest, budget: int) -> tuple[ValidationPlan, tuple[str, ...]]:
-    """The plan without the probes whose caches do not fit into memory, and what was left out."""
-    model = manifest.model
-    plan = make_plan(int(model["original_context"]), manifest.max_context, budget)
+def _memory(checkpoint: Any) -> _Memory:
+    """What the reference's float32 weights leave of the memory that is free now."""
     free = available_bytes()
     if free is None:
-        return plan, ()
+        return _Memory(by_layer=False, room=math.inf)
+    weights = 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    most = _MEMORY_SHARE * free
+    return _Memory(by_layer=weights > most, room=free - min(weights, most))
+
+
+def _affordable(
+    manifest: Manifest, budget: int, room: float
+) -> tuple[ValidationPlan, tuple[str, ...]]:
+    """The plan without the probes whose caches need more than `room`, and what was left out."""
+    model = manifest.model
+    plan = make_plan(int(model["original_context"]), manifest.max_context, budget)
     kept, skipped = [], []
     for probe in plan.probes:
         one = cache_bytes(model["layers"], model["kv_heads"], model["head_dim"], probe.end)
-        if _CACHE_COPIES * one <= free:
+        if _CACHE_COPIES * one <= room:
             kept.append(probe)
         else:
             needed = gibibytes(_CACHE_COPIES * one)
             skipped.append(
                 f"positions {probe.start} to {probe.end - 1} need {needed} of memory for caches, "
-                f"{gibibytes(free)} are free"
+                f"the model leaves {gibibytes(room)}"
             )
     return replace(plan, probes=tuple(kept)), tuple(skipped)
 
@@ -201,6 +218,19 @@ def _engine(manifest: Manifest, package: Path) -> _Engine | None:
         sites=len(context_nodes(package / MODEL_NAME)),
         missing=missing_gpu(),
     )
+
+
+def _check_engine(package: Path, engine: _Engine | None) -> None:
+    if engine is None:
+        raise UserError(
+            f"{package} has no engine to validate: export it with --engine tensorrt-rtx or "
+            "tensorrt, or leave --engine out"
+        )
+    if engine.missing is not None:
+        raise UserError(
+            f"the {engine.runtime} engine cannot be validated here: {engine.missing}; run where "
+            "there is a GPU, or leave --engine out"
+        )
 
 
 def _compare_engine(
@@ -254,6 +284,7 @@ def _facts(
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import version
+    from importlib import import_module
 
-    return {name: version(name) for name in ("torch", "transformers", "onnxruntime")}
+    names = ("torch", "transformers", "onnxruntime")
+    return {name: str(import_module(name).__version__) for name in names}

@@ -1,0 +1,263 @@
+"""Oracles: reports written by hand, and strict JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from ctx_export.validate.report import (
+    FREQUENCY_TOLERANCE,
+    MULTIPLIER_TOLERANCE,
+    EngineSection,
+    Row,
+    ValidationReport,
+    merged,
+)
+
+NAN, INF = math.nan, math.inf
+
+
+def row(position: int, last: int | None = None, **changes) -> Row:
+    last = position if last is None else last
+    values = {
+        "compared": last - position + 1,
+        "how": "prefill",
+        "max_error": 1e-6,
+        "mean_error": 1e-7,
+        "limit": 1e-3,
+        "transformers": 2e-5,
+        "own_table": 3e-6,
+    }
+    return Row(position=position, last=last, **{**values, **changes})
+
+
+def report(*rows: Row, **changes) -> ValidationReport:
+    values = {
+        "facts": {"method": "yarn", "runtime": "onnxruntime, CPU"},
+        "rule": "error at most 0.001 of the logit scale",
+        "max_context": 1024,
+        "frequency_error": 1e-7,
+        "multiplier_error": 0.0,
+        "seconds": 3.21,
+        "versions": {"torch": "2"},
+    }
+    return ValidationReport(rows=rows, **{**values, **changes})
+
+
+GOOD = report(row(0), row(0, 511), row(1023, how="probe"))
+
+
+def engine(**changes) -> EngineSection:
+    values = {
+        "runtime": "tensorrt-rtx",
+        "plugin_layers": 6,
+        "sites": 6,
+        "state": "measured",
+        "rule": "error at most 0.001 of the logit scale",
+        "rows": (row(0),),
+    }
+    return EngineSection(**{**values, **changes})
+
+
+def test_a_report_within_its_limits_passes():
+    assert (GOOD.passed, GOOD.failures) == (True, [])
+    assert GOOD.verdict() == (
+        "agrees with PyTorch up to position 1023: largest error 1.0e-06 of the logit scale "
+        "(error at most 0.001 of the logit scale; 3 s)"
+    )
+
+
+FAILURES = {
+    "a row": (report(row(0), row(9, max_error=2e-3)), "1 of 2 rows, the first at 9"),
+    "single positions are named before ranges": (
+        report(row(0, 9, max_error=1), row(3), row(9, max_error=1)),
+        "2 of 3 rows, the first at 9",
+    ),
+    "a range": (report(row(0), row(0, 9, max_error=1)), "1 of 2 rows, the first at 0…9"),
+    "infinite": (report(row(5, max_error=INF)), "1 of 1 rows, the first at 5"),
+    "no number": (report(row(5, max_error=NAN)), "1 of 1 rows, the first at 5"),
+    "infinite limit": (
+        report(row(5, max_error=INF, limit=INF)),
+        "1 of 1 rows, the first at 5",
+    ),
+    "a problem": (replace(GOOD, problems=("NaN in 1 row",)), "1 problem"),
+    "problems": (replace(GOOD, problems=("NaN", "Inf")), "2 problems"),
+    "frequencies": (replace(GOOD, frequency_error=1.1 * FREQUENCY_TOLERANCE), "inv_freq"),
+    "frequencies that are none": (replace(GOOD, frequency_error=NAN), "inv_freq"),
+    "multiplier": (replace(GOOD, multiplier_error=1.1 * MULTIPLIER_TOLERANCE), "the multiplier"),
+    "multiplier that is none": (replace(GOOD, multiplier_error=NAN), "the multiplier"),
+    "nothing": (report(), "nothing was compared"),
+    "layers missing": (replace(GOOD, engine=engine(plugin_layers=5)), "the engine"),
+    "layers too many": (replace(GOOD, engine=engine(plugin_layers=7)), "the engine"),
+    "an engine's row": (replace(GOOD, engine=engine(rows=(row(0, max_error=1),))), "the engine"),
+    "an engine's problem": (replace(GOOD, engine=engine(problems=("NaN",))), "the engine"),
+}
+
+
+@pytest.mark.parametrize(("failing", "reason"), FAILURES.values(), ids=FAILURES)
+def test_every_ingredient_can_fail_a_report(failing, reason):
+    assert failing.failures == [reason]
+    assert not failing.passed
+    assert failing.summary["passed"] is failing.to_json()["passed"] is False
+    assert failing.to_json()["failures"] == [reason]
+    assert failing.verdict().startswith(f"DOES NOT AGREE with PyTorch ({reason})")
+    assert failing.lines()[-1] == failing.verdict()
+    assert failing.markdown().startswith(f"# Validation\n\n{failing.verdict()}\n")
+
+
+def test_an_error_at_its_limit_passes():
+    edge = report(
+        row(0, max_error=1e-3),
+        frequency_error=FREQUENCY_TOLERANCE,
+        multiplier_error=MULTIPLIER_TOLERANCE,
+    )
+    assert edge.passed
+
+
+def test_an_engine_that_could_not_run_fails_nothing_and_is_told():
+    unmeasured = replace(GOOD, engine=engine(rows=(), state="not measured: no GPU (none here)"))
+    assert unmeasured.passed
+    told = "engine tensorrt-rtx: 6 plugin layers = 6 sites; not measured: no GPU (none here)"
+    assert told in unmeasured.lines()
+    assert f"- {told}\n" in unmeasured.markdown()
+    assert unmeasured.summary["engine"]["state"] == "not measured: no GPU (none here)"
+
+
+def test_an_engine_s_rows_are_in_the_markdown_and_its_faults_in_the_lines():
+    measured = replace(
+        GOOD, engine=engine(plugin_layers=5, rows=(row(77, peer=5e-4),), problems=("NaN at 77",))
+    )
+    assert "engine tensorrt-rtx: 5 plugin layers BUT 6 sites; measured" in measured.lines()
+    assert "PROBLEM of the engine: NaN at 77" in measured.lines()
+    after = measured.markdown().split("## Engine (tensorrt-rtx)")[1]
+    assert "| 77 | prefill | 1.0e-06 | 1.0e-07 | 1.0e-03 | 2.0e-05 | 3.0e-06 | 5.0e-04 | ok |" in (
+        after
+    )
+
+
+def test_what_was_not_compared_is_said_and_never_claimed():
+    short = report(row(0), row(0, 511), skipped=("positions 1008 to 1023 need 9.0 GiB",))
+    assert short.passed
+    assert "not compared: positions 1008 to 1023 need 9.0 GiB" in short.lines()
+    assert "- not compared: positions 1008 to 1023 need 9.0 GiB\n" in short.markdown()
+    assert short.verdict().startswith(
+        "agrees with PyTorch up to position 511, NOT COMPARED beyond 511 up to 1023: largest"
+    )
+    assert short.summary["last_position"] == short.to_json()["last_position"] == 511
+    assert short.summary["not_compared"] == ["positions 1008 to 1023 need 9.0 GiB"]
+    assert "not_compared" not in GOOD.summary
+
+
+def test_a_report_of_nothing_claims_no_position():
+    empty = report()
+    assert (empty.reach, empty.summary["last_position"]) == (-1, -1)
+    assert "up to position" not in empty.verdict()
+    assert "largest error not finite" in empty.verdict()
+
+
+def test_json_has_no_number_that_json_does_not_know():
+    broken = report(
+        row(
+            0, max_error=INF, mean_error=NAN, limit=INF, transformers=INF, own_table=NAN, peer=NAN
+        ),
+        frequency_error=INF,
+        multiplier_error=NAN,
+        engine=engine(rows=(row(0, max_error=NAN),)),
+    )
+    for value in (broken.to_json(), broken.summary):
+        text = json.dumps(value, allow_nan=False)
+        assert json.loads(text) == value
+    (values,) = broken.to_json()["rows"]
+    assert values["max_error"] is values["mean_error"] is values["peer"] is None
+    assert values["passed"] is False
+
+
+def test_saved_files_hold_the_report(tmp_path):
+    GOOD.save(tmp_path)
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved == GOOD.to_json()
+    assert saved["rows"][2] == {
+        "position": 1023,
+        "last": 1023,
+        "compared": 1,
+        "how": "probe",
+        "max_error": 1e-6,
+        "mean_error": 1e-7,
+        "limit": 1e-3,
+        "transformers": 2e-5,
+        "own_table": 3e-6,
+        "peer": None,
+        "passed": True,
+    }
+    assert (tmp_path / "report.md").read_text() == GOOD.markdown()
+
+
+def test_the_summary_has_the_largest_errors_of_all_rows():
+    summary = report(
+        row(0, transformers=7e-4), row(5, max_error=4e-5), row(9, transformers=1e-9)
+    ).summary
+    assert (summary["max_error"], summary["transformers_error"]) == (4e-5, 7e-4)
+    assert (summary["last_position"], summary["inv_freq_error"]) == (9, 1e-7)
+    assert (summary["runtime"], summary["seconds"]) == ("onnxruntime, CPU", 3.2)
+
+
+SEVERAL = (
+    row(0),
+    row(255, max_error=5e-6),
+    row(0, 511, max_error=6e-6),
+    row(0, how="decode"),
+    row(255, how="decode", max_error=2e-3, mean_error=1e-8),
+    row(0, 511, how="decode", compared=9),
+    row(1023, how="probe", max_error=INF, mean_error=INF),
+    row(1008, 1023, how="probe"),
+)
+
+
+def test_the_terminal_has_a_line_per_position_then_ranges():
+    table = report(*SEVERAL).lines()[:7]
+    assert table == [
+        " position  compared in        max error  mean error    limit  transformers  result",
+        "        0  prefill, decode      1.0e-06     1.0e-07  1.0e-03       2.0e-05      ok",
+        "      255  prefill, decode      2.0e-03     1.0e-07  1.0e-03       2.0e-05  FAILED",
+        "     1023  probe             not finite  not finite  1.0e-03       2.0e-05  FAILED",
+        "    0…511  prefill              6.0e-06     1.0e-07  1.0e-03       2.0e-05      ok",
+        "    0…511  decode of 9 rows     1.0e-06     1.0e-07  1.0e-03       2.0e-05      ok",
+        "1008…1023  probe                1.0e-06     1.0e-07  1.0e-03       2.0e-05      ok",
+    ]
+
+
+def test_the_markdown_has_every_row():
+    lines = report(*SEVERAL).markdown().splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + len(SEVERAL)
+    assert len({line.count("|") for line in table}) == 1
+    cells = "1.0e-07 | 1.0e-03 | 2.0e-05 | 3.0e-06 |  "
+    assert table[3] == f"| 255 | prefill | 5.0e-06 | {cells}| ok |"
+    assert table[7] == f"| 0…511 | decode of 9 rows | 1.0e-06 | {cells}| ok |"
+    assert "- method: yarn" in lines
+
+
+def test_merged_rows_take_the_worst():
+    one = row(8, max_error=4e-4, limit=1e-3, mean_error=9e-5, transformers=1e-2)
+    two = row(8, how="decode", max_error=3e-4, limit=5e-4, own_table=5e-3, peer=1e-4)
+    (found,) = merged([one, two])
+    # 3/5 of its limit is nearer than 4/10; the mean is the larger one.
+    assert found == replace(two, how="prefill, decode", mean_error=9e-5)
+    (found,) = merged([one, replace(two, max_error=INF), row(8, how="chunks")])
+    assert (found.max_error, found.how) == (INF, "prefill, decode, chunks")
+    assert not found.passed
+
+
+def test_merging_keeps_rows_of_other_positions_apart():
+    order = [(found.position, found.last, found.how) for found in merged(reversed(SEVERAL))]
+    assert order == [
+        (0, 0, "decode, prefill"),
+        (255, 255, "decode, prefill"),
+        (1023, 1023, "probe"),
+        (0, 511, "prefill"),
+        (0, 511, "decode of 9 rows"),
+        (1008, 1023, "probe"),
+    ]
