@@ -75,7 +75,7 @@ def run(
         _check_engine(package, found)
     rules = _rules(manifest, tolerance, found)
     memory = _memory(checkpoint)
-    settings = _settings(manifest, checkpoint, rules, by_layer=memory.by_layer)
+    settings = _settings(manifest, checkpoint, _peers(rules, found), by_layer=memory.by_layer)
     plan, skipped = _affordable(manifest, budget, memory.room)
     references = reference_logits(settings, plan, progress)
     progress.stage("comparing onnxruntime")
@@ -149,19 +149,26 @@ def _rules(manifest: Manifest, tolerance: float | None, engine: _Engine | None) 
     return rules
 
 
+def _peers(rules: dict[str, Rule], engine: _Engine | None) -> tuple[str, ...]:
+    """The precisions that PyTorch must be run in too, for the runtimes that can run here."""
+    used = [rules["ort"]]
+    if engine is not None and engine.missing is None:
+        used.append(rules["engine"])
+    return tuple(sorted({rule.precision for rule in used if rule.needs_peer}))
+
+
 def _settings(
-    manifest: Manifest, checkpoint: Any, rules: dict[str, Rule], *, by_layer: bool
+    manifest: Manifest, checkpoint: Any, peers: tuple[str, ...], *, by_layer: bool
 ) -> ReferenceSettings:
     from ctx_export.validate.torch_reference import hugging_face_rope, load_config
 
     config = load_config(checkpoint.directory)
     rope = hugging_face_rope(Scaling.of(manifest), config, _inv_freq(manifest))
-    peers = sorted({rule.precision for rule in rules.values() if rule.needs_peer})
     return ReferenceSettings(
         checkpoint=checkpoint.directory,
         rope=rope,
         weights=manifest.precision,
-        peers=tuple(peers),
+        peers=peers,
         by_layer=by_layer,
     )
 

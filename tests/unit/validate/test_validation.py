@@ -175,15 +175,27 @@ def test_a_directory_that_is_no_package_is_refused(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("precision", "ort", "engine"),
-    [("fp32", 1e-3, 1e-3), ("fp16", None, None), ("bf16", 1e-3, None)],
+    ("precision", "ort", "engine", "peers"),
+    [
+        ("fp32", 1e-3, 1e-3, [(), (), ()]),
+        ("fp16", None, None, [("fp16",)] * 3),
+        ("bf16", 1e-3, None, [(), (), ("bf16",)]),
+    ],
 )
-def test_a_cpu_computes_bfloat16_in_float32_an_engine_does_not(precision, ort, engine):
-    stand_in = validation._Engine(runtime="tensorrt", plugin_layers=1, sites=1, missing=None)
-    rules = validation._rules(manifest(precision=precision), None, stand_in)
-    assert (rules["ort"].tolerance, rules["engine"].tolerance) == (ort, engine)
-    assert rules["engine"].precision == precision
-    assert set(validation._rules(manifest(precision=precision), None, None)) == {"ort"}
+def test_a_cpu_computes_bfloat16_in_float32_an_engine_does_not(precision, ort, engine, peers):
+    """PyTorch runs in a low precision only where a runtime that can run here is held to it."""
+    package = manifest(precision=precision)
+    engines = [
+        None,
+        validation._Engine(runtime="tensorrt", plugin_layers=1, sites=1, missing="no GPU"),
+        validation._Engine(runtime="tensorrt", plugin_layers=1, sites=1, missing=None),
+    ]
+    rules = [validation._rules(package, None, found) for found in engines]
+    assert set(rules[0]) == {"ort"}
+    assert (rules[2]["ort"].tolerance, rules[2]["engine"].tolerance) == (ort, engine)
+    assert rules[2]["engine"].precision == precision
+    found = [validation._peers(*pair) for pair in zip(rules, engines, strict=True)]
+    assert found == peers
 
 
 def test_the_report_is_written_into_package_and_manifest(tmp_path):
