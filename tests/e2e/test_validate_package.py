@@ -326,10 +326,10 @@ def test_progress_moves_with_every_layer_and_every_feed(lab):
     assert updates["running PyTorch"] == [(n, 30) for n in range(1, 31)]
     assert updates["running PyTorch in fp16"] == [(n, 10) for n in range(1, 11)]
     fed = updates["comparing onnxruntime"]
-    assert {total for _, total in fed} == {3 * BUDGET + 4 * 16}
+    assert {total for _, total in fed} == {2 * BUDGET + 4 * 16}
     done = [number for number, _ in fed]
-    assert done == sorted(set(done)) and done[-1] == 3 * BUDGET + 4 * 16
-    assert len(done) > 30
+    assert done == sorted(set(done)) and done[-1] == 2 * BUDGET + 4 * 16
+    assert len(done) > 4 * 4  # every probe is fed in several calls
 
 
 def test_probes_without_memory_are_left_out_and_not_claimed(lab, copied, monkeypatch):

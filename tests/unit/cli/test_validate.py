@@ -77,7 +77,7 @@ def test_a_package_that_agrees_prints_the_table_and_exits_0(library, package):
             "package": package,
             "reference": demo.path(),
             "tolerance": None,
-            "budget": 4096,
+            "budget": None,
             "need_engine": False,
         }
     ]

@@ -75,10 +75,12 @@ def test_ragged_chunks_are_fed_as_they_are(feeder, backend):
 
 def test_decoding_goes_token_by_token_around_the_listed_positions(feeder, backend):
     plan = ValidationPlan(prefill=100, positions=(0, 50, 51, 99, 400), probes=())
-    positions, logits = decoded(feeder, plan, TOKENS)
+    prefill(feeder, TOKENS, ROWS)
+    before = len(fed(backend))
+    positions, logits = decoded(feeder.session, plan, TOKENS)
     assert positions.tolist() == [0, 1, 2, 48, 49, 50, 51, 52, 53, 97, 98, 99]
     np.testing.assert_array_equal(logits, expected(positions))
-    assert fed(backend) == [1] * 3 + [32, 13] + [1] * 6 + [32, 11] + [1] * 3
+    assert fed(backend)[before:] == [1] * 12
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_every_way_is_compared_and_progress_counts_the_tokens(feeder):
         *((how, p) for how in ("prefill", "chunks", "decode") for p in inside),
         *(("probe", p) for p in outside),
     ]
-    total = 3 * 50 + 5 * 16
+    total = 2 * 50 + 5 * 16
     assert {seen[1] for seen in moves.seen} == {total}
     done = [seen[0] for seen in moves.seen]
     assert all(first < second for first, second in pairwise(done))
