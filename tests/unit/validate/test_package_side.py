@@ -183,6 +183,7 @@ def test_an_error_is_told_where_it_is(feeder):
         ("decode", 20, 20),
         ("decode", 0, 42),
     ]
-    found = next(row for row in compared.rows if not row.passed)
-    assert found.max_error == pytest.approx(1000.0 / scale, rel=1e-12)
-    assert found.mean_error == pytest.approx(1000.0 / scale / VOCAB, rel=1e-12)
+    # Of the whole block's scale, also where only some of its rows were decoded.
+    singles = [row for row in compared.rows if not row.passed and not row.is_range]
+    assert [row.max_error for row in singles] == pytest.approx([1000.0 / scale] * 3, rel=1e-12)
+    assert singles[0].mean_error == pytest.approx(1000.0 / scale / VOCAB, rel=1e-12)

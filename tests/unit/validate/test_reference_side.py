@@ -71,5 +71,10 @@ def test_references_are_the_exact_logits_with_pytorch_s_own_errors_beside_them(t
         assert block.unmodified.scale == np.float64(np.abs(block.logits).max())
         assert not block.own_table.maximum.any()
         assert 1e-5 < block.peers["fp16"].maximum.max() < 0.1
+    half = ReferenceSettings(checkpoint=checkpoint, rope=rope, weights="fp16")
+    rounded = reference_logits(half, make_plan(64, 128, 30), SilentProgress())
+    assert rounded.cache is not None and rounded.prefill.peers == {}
+    for array in (*rounded.cache.keys, *rounded.cache.values):
+        np.testing.assert_array_equal(array, array.astype(np.float16).astype(np.float32))
     last = blocks[-1].unmodified.maximum.max()
     assert last > 1e-4 > 10 * blocks[0].unmodified.maximum.max()

@@ -196,6 +196,20 @@ def test_longrope_keeps_one_table_on_both_sides_of_the_trained_context(
             assert error(reference.logits(ids, rotary=rotary), expected) < 1e-5
 
 
+@pytest.mark.parametrize(("long_table", "divisors"), [(False, SHORT), (True, LONG)])
+def test_the_package_s_trained_context_goes_before_phi3_s_own(tmp_path, long_table, divisors):
+    """phi3's config class writes 4096 beside rope_parameters and would go by that."""
+    plain = {**PLAIN, "partial_rotary_factor": 0.75}
+    hidden = tiny.HEADS * tiny.HEAD_DIM
+    checkpoint = tiny.save(tmp_path, family="phi3", hidden_size=hidden, rope_parameters=plain)
+    assert load_config(checkpoint).original_max_position_embeddings == 4096
+    lists = {"short_factor": SHORT[:6].tolist(), "long_factor": LONG[:6].tolist()}
+    parameters = {**LONGROPE, **lists, "partial_rotary_factor": 0.75}
+    reference = TorchReference(checkpoint, rope(parameters, long_table=long_table))
+    np.testing.assert_allclose(reference.inv_freq, plain_table(12) / divisors[:6], rtol=5e-7)
+    assert reference.multiplier == pytest.approx(LONGROPE_MULTIPLIER, rel=1e-12)
+
+
 def test_rows_that_are_asked_for_are_those_of_the_whole(checkpoints):
     reference = TorchReference(checkpoints("llama"), rope(PLAIN))
     every = reference.logits(IDS)
