@@ -107,9 +107,15 @@ def export_source(
         copy_tokenizer(source.checkpoint.directory, stage)
         manifest, lines = _add_engine(manifest, recipe, planned, stage, progress)
         manifest.save(stage)
-        manifest, failed = _validated(manifest, recipe, source, stage, progress, lines)
+        try:
+            manifest, failed = _validated(manifest, recipe, source, stage, progress, lines)
+        except UserError as error:
+            told = str(error).replace(str(stage), str(output))
+            raise UserError(f"{told}; --no-validate exports without the comparison") from None
     if failed:
-        raise ValidationFailed(f"{output} does not agree with PyTorch: see {output}/report.md")
+        raise ValidationFailed(
+            f"{output} does not agree with PyTorch: see {output}/report.md", lines
+        )
     return Result(output=output, manifest=manifest, lines=[f"package {output}", *lines])
 
 
@@ -198,7 +204,6 @@ def _validated(
         return manifest, False
     from ctx_export.validate import run as validate
 
-    progress.stage("validating")
     report = validate(
         stage, source.checkpoint.directory, tolerance=recipe.tolerance, progress=progress
     )

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ctx_export.cli.validate import main
+from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import Manifest
 from ctx_export.runtime.session import Session, open_session
 from ctx_export.scaling import names
@@ -485,6 +486,21 @@ def test_an_export_validates_its_package(lab, tmp_path, monkeypatch):
     assert json.loads((out / "report.json").read_text())["passed"] is True
 
 
+def test_an_export_that_cannot_be_validated_leaves_nothing_and_names_the_way_out(
+    lab, tmp_path, monkeypatch
+):
+    def refused(stage: Path, *_: object, **__: object) -> Any:
+        raise UserError(f"{stage} cannot be compared")
+
+    monkeypatch.setattr("ctx_export.validate.run", refused)
+    out = tmp_path / "out"
+    result = export_command(lab, out, monkeypatch)
+    assert result.exit_code == 2
+    wanted = f"error: {out} cannot be compared; --no-validate exports without the comparison\n"
+    assert result.stderr == wanted
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_export_that_went_wrong_exits_1_and_leaves_the_package_with_its_report(
     lab, tmp_path, monkeypatch
 ):
@@ -500,6 +516,7 @@ def test_an_export_that_went_wrong_exits_1_and_leaves_the_package_with_its_repor
     result = export_command(lab, out, monkeypatch)
     assert result.exit_code == 1
     assert result.stderr == f"error: {out} does not agree with PyTorch: see {out}/report.md\n"
+    assert "DOES NOT AGREE with PyTorch" in result.stdout.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     summary = Manifest.load(out).validation
     assert summary is not None and summary["passed"] is False

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ctx_export.cli.common import Size, command, echo_json, json_option, terminal_progress
+from ctx_export.core.errors import ValidationFailed
 from ctx_export.core.model_spec import PRECISIONS
 from ctx_export.core.recipe import ENGINES, Recipe, build_recipe
 from ctx_export.scaling import names
@@ -150,8 +151,13 @@ def _show_plan(recipe: Recipe, as_json: bool) -> None:
 def _export(recipe: Recipe, as_json: bool) -> None:
     from ctx_export.pipeline import run
 
-    with terminal_progress() as progress:
-        result = run(recipe, progress)
+    try:
+        with terminal_progress() as progress:
+            result = run(recipe, progress)
+    except ValidationFailed as failed:
+        if not as_json:
+            click.echo("\n".join(failed.lines))
+        raise
     if as_json:
         echo_json({"output": str(result.output), "manifest": _plain(result.manifest)})
         return

@@ -55,6 +55,11 @@ class Recipe:
         _check_choice("engine", self.engine, ENGINES)
         for name, least in (("factor", 1.0), ("tolerance", None)):
             _check_number(name, getattr(self, name), least)
+        if self.tolerance is not None and self.tolerance >= 1:
+            raise UserError(
+                f"tolerance is {self.tolerance:g}: give a share of the logit scale below 1, such "
+                "as 1e-3"
+            )
         if self.method is not None:
             self._check_method(self.method)
         if self.output is not None:

@@ -193,6 +193,7 @@ def test_settings_that_cannot_be(text, message):
         ({"window": -1}, "window is -1: it must be a whole number ≥ 0"),
         ({"max_chunk": True}, "max_chunk is True"),
         ({"tolerance": 0}, "tolerance is 0: it must be a finite number above 0"),
+        ({"tolerance": 1.0}, "tolerance is 1: give a share of the logit scale below 1"),
         ({"factor": float("inf")}, "factor is inf"),
     ],
 )
