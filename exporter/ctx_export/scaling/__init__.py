@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 # Methods of the design, with their aliases. Those without a module yet are "not available in this
 # version" rather than unknown; once a method's module exists its entry here no longer matters.
 PLANNED: dict[str, tuple[str, ...]] = {
-    "dynamic-ntk": ("dynamic",),
-    "dynamic-yarn": (),
     "sliding-window": (),
     "streaming": ("streaming-llm",),
     "lm-infinite": (),
@@ -97,8 +95,11 @@ def resolve(
     request = Request(shape=shape, target=target, factor=decided, parameters=built)
     try:
         table = method.table(request)
+        by_length = method.length_table(request) if method.length_table else None
     except OverflowError:
         raise UserError(
             f"factor {decided:g} at rope_theta {shape.theta:g} overflows: choose a smaller factor"
         ) from None
-    return Resolved(method=method, factor=decided, parameters=built, table=table)
+    return Resolved(
+        method=method, factor=decided, parameters=built, table=table, length_table=by_length
+    )
