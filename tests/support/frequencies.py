@@ -1,4 +1,4 @@
-"""Tables by length and rope lengths that the body's and the kernel's tests share."""
+"""Tables by length, rope lengths and the function body, for the tests of RotaryFrequencies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
 
+from ctx_export.ops.frequencies import rotary_frequencies
+from ctx_export.ops.spec import DOMAIN, PLUGIN_ATTRIBUTES
+from ctx_export.ops.spec import ROTARY_FREQUENCIES as SPEC
 from ctx_export.scaling import resolve
 from ctx_export.scaling._length_table import LengthTable
 from ctx_export.scaling.base import RotaryShape
@@ -57,3 +62,36 @@ TABLES: dict[str, Callable[[], LengthTable]] = {
         "longrope", {**_FACTORS, "short_mscale": 1.05, "long_mscale": 1.25}
     ),
 }
+
+
+_DTYPES = (ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.FLOAT)
+
+
+def run_body(lengths: np.ndarray, tables: np.ndarray, scalars: np.ndarray) -> list[np.ndarray]:
+    """One call with onnxruntime's own optimisation off; the table is an initializer."""
+    values = [
+        ir.Value(name=name, type=ir.TensorType(dtype))
+        for name, dtype in zip(SPEC.inputs, _DTYPES, strict=True)
+    ]
+    values[0].shape = ir.Shape(["batch"])
+    for value, array in zip(values[1:], (tables, scalars), strict=True):
+        value.const_value = ir.tensor(array, name=value.name)
+        value.shape = ir.Shape(array.shape)
+    node = ir.node(SPEC.name, values, PLUGIN_ATTRIBUTES, domain=DOMAIN, num_outputs=2)
+    for value, name in zip(node.outputs, SPEC.outputs, strict=True):
+        value.name, value.type = f"{name}.out", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        values[:1],
+        node.outputs,
+        nodes=[node],
+        initializers=values[1:],
+        opset_imports={"": 23, DOMAIN: 1},
+        name="g",
+    )
+    model = ir.to_proto(ir.Model(graph, ir_version=10, functions=[rotary_frequencies()]))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {"rope_length": lengths})
