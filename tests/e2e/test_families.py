@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 
+from ctx_export.core.errors import UserError
 from ctx_export.core.recipe import Recipe
 from ctx_export.frontends.checkpoint import read_checkpoint
 from ctx_export.frontends.source import Source
@@ -541,3 +542,24 @@ def test_a_checkpoint_s_own_scaling_is_honoured(own, labs, tmp_path):
             assert_agrees(fed(session, ids, pieces), reference)
     # Without its settings it would be this: far from it.
     assert error(lab.reference("none")[0][: own.tokens], reference) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "stated", "read"),
+    [
+        ("mistral-128", {"sliding_window": None}, 0, 4096),
+        ("qwen2-80", {"sliding_window": 32, "use_sliding_window": None}, 32, 0),
+        ("llama-80", {"sliding_window": 32}, 32, 0),
+    ],
+    ids=["a default", "a switch that is off by default", "a key of another family"],
+)
+def test_windows_that_transformers_reads_otherwise_are_refused(
+    name, entries, stated, read, labs, tmp_path
+):
+    """Never silently another window. Oracle: what transformers' config classes make of it."""
+    lab = labs(name)
+    checkpoint = copy_with_config(lab.checkpoint, tmp_path / "own", **entries, layer_types=None)
+    if name != "llama-80":  # which has no windows at all
+        assert (load_config(checkpoint).sliding_window or 0) == read
+    with pytest.raises(UserError, match=rf"window of {stated} tokens.*reads {read} from"):
+        load_source(Recipe(model=str(checkpoint)))

@@ -9,8 +9,6 @@ import click
 from ctx_export.cli.common import Size, command, echo_json, json_option, terminal_progress
 from ctx_export.core.errors import ValidationFailed
 
-_BUDGET = "4k"
-
 
 @command("ctx-validate")
 @click.argument("package", metavar="OUT", type=click.Path(path_type=Path))
@@ -22,7 +20,9 @@ _BUDGET = "4k"
 )
 @click.option("--tolerance", type=float, help="Largest error, relative to the logit scale.")
 @click.option(
-    "--budget", type=Size(), default=_BUDGET, show_default=True, help="Tokens of the full prefill."
+    "--budget",
+    type=Size(),
+    help="Tokens of the full prefill. [default: 4k, fewer above 0.25B parameters]",
 )
 @click.option(
     "--engine", "need_engine", is_flag=True, help="Fail where the engine cannot be measured."
@@ -32,7 +32,7 @@ def main(
     package: Path,
     reference: str,
     tolerance: float | None,
-    budget: int,
+    budget: int | None,
     need_engine: bool,
     as_json: bool,
 ) -> None:

@@ -67,6 +67,7 @@ def _meta_decoder(checkpoint: Checkpoint, precision: str, kinds: Sequence[str]) 
 
     try:
         config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+        _check_windows(config, checkpoint)
         _plain_rope(config, checkpoint)
         config.num_hidden_layers = len(kinds)
         if getattr(config, "layer_types", None):
@@ -84,6 +85,25 @@ def _meta_decoder(checkpoint: Checkpoint, precision: str, kinds: Sequence[str]) 
             f"{checkpoint.directory}: {reason}"
         ) from None
     return decoder.eval()
+
+
+def _check_windows(config: Any, checkpoint: Checkpoint) -> None:
+    """The traced masks are replaced by the windows that config.json states. transformers fills in
+    what it leaves out, differently per family: both must come to the same windows."""
+    kind, layers = type(config), checkpoint.spec.layers
+    # What a family does not declare it does not use, even where config.json has it.
+    window = (config.sliding_window if hasattr(kind, "sliding_window") else None) or 0
+    types = config.layer_types if hasattr(kind, "layer_types") else None
+    sliding = [name == "sliding_attention" for name in types or ["sliding_attention"] * layers]
+    for layer, stated in enumerate(checkpoint.spec.windows):
+        read = window if sliding[layer] else 0
+        if stated != read:
+            raise UserError(
+                f"config.json states a window of {stated} tokens for layer {layer} (0: none) and "
+                f"transformers reads {read} from it: state there what is meant with "
+                "sliding_window, and with layer_types or use_sliding_window where the family has "
+                "them"
+            )
 
 
 def _plain_rope(config: Any, checkpoint: Checkpoint) -> None:

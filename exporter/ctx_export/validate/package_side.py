@@ -41,14 +41,13 @@ def compare_session(
     """Feed the plan's tokens to a session of one sequence and judge the logits by `rule`."""
     table = _Table(plan, rule)
     tokens, block = references.tokens, references.prefill
-    total = 3 * plan.prefill + sum(probe.tokens for probe in plan.probes)
+    total = 2 * plan.prefill + sum(probe.tokens for probe in plan.probes)
     feeder = Feeder(session, progress, total)
     table.add("prefill", block, prefill(feeder, tokens, block.positions))
     table.add("chunks", block, chunked(feeder, tokens, block.positions))
-    positions, logits = decoded(feeder, plan, tokens)
+    positions, logits = decoded(session, plan, tokens)
     kept = np.isin(positions, block.positions)
     table.add("decode", _part(block, positions[kept]), logits[kept])
-    feeder.done = 3 * plan.prefill  # decoding ends at the last position of the table
     for probe, expected in references.probes:
         assert references.cache is not None
         past = references.cache.first(probe.start)
@@ -72,14 +71,6 @@ class Feeder:
         self._moved(len(tokens))
         return logits
 
-    def skip(self, tokens: Ints) -> None:
-        """Feed tokens [N] whose logits nobody wants, in the session's own chunks."""
-        most = self.session.contract.max_chunk
-        for start in range(0, len(tokens), most):
-            piece = tokens[start : start + most]
-            self.session.feed(piece[None], logits="last")
-            self._moved(len(piece))
-
     def _moved(self, tokens: int) -> None:
         self.done += tokens
         self._progress.update(self.done, self._total)
@@ -96,24 +87,23 @@ def chunked(feeder: Feeder, tokens: Ints, rows: Ints) -> Floats:
     return _fed(feeder, tokens, rows, ragged_chunks(len(tokens)))
 
 
-def decoded(feeder: Feeder, plan: ValidationPlan, tokens: Ints) -> tuple[Ints, Floats]:
-    """Positions [R] fed one token at a time, around each of the table's, and their logits."""
-    feeder.session.reset()
-    positions: list[int] = []
-    logits: list[Floats] = []
-    done = 0
-    for position in plan.positions:
-        first = max(done, position - _DECODE_BEFORE)
-        end = min(len(tokens), position + _DECODE_AFTER + 1)
+def decoded(session: Session, plan: ValidationPlan, tokens: Ints) -> tuple[Ints, Floats]:
+    """Positions [R] fed one token at a time, around each of the table's, and their logits.
+
+    The session holds all of `tokens` and takes them back from the last position to the first.
+    """
+    logits: dict[int, Floats] = {}
+    end = len(tokens)
+    for position in reversed(plan.positions):
+        first = max(0, position - _DECODE_BEFORE)
+        end = min(end, position + _DECODE_AFTER + 1)
         if first >= end:
             continue
-        if first > done:
-            feeder.skip(tokens[done:first])
-        for index in range(first, end):
-            logits.append(feeder.feed(tokens[index : index + 1]))
-            positions.append(index)
-        done = end
-    return np.asarray(positions, np.int64), np.concatenate(logits)
+        session.truncate(0, first)
+        logits |= {i: session.feed(tokens[None, i : i + 1])[0] for i in range(first, end)}
+        end = first
+    positions = sorted(logits)
+    return np.asarray(positions, np.int64), np.concatenate([logits[i] for i in positions])
 
 
 def probed(feeder: Feeder, past: Cache, tokens: Ints) -> Floats:

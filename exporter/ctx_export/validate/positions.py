@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from ctx_export.core.errors import UserError
 
 DEFAULT_BUDGET = 4096  # tokens of the full prefill
+_LEAST_BUDGET = 256  # however big the model is
+# Tokens × parameters of a prefill that two cores compute in a minute or two.
+_PREFILL_WORK = 1 << 40
 PROBE_TOKENS = 16  # of one probe; at most 64
 PROBE_DECODE = 4  # the last tokens of a probe are fed one at a time
 
@@ -36,6 +39,11 @@ class ValidationPlan:
     def tokens(self) -> int:
         """Longest sequence that either side holds."""
         return max([self.prefill, *(probe.end for probe in self.probes)])
+
+
+def default_budget(parameters: int) -> int:
+    """Tokens of the full prefill of a model with so many parameters: 4096, from 0.25B on fewer."""
+    return max(_LEAST_BUDGET, min(DEFAULT_BUDGET, _PREFILL_WORK // max(1, parameters)))
 
 
 def listed_positions(original_context: int, max_context: int) -> tuple[int, ...]:

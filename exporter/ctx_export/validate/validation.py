@@ -17,7 +17,7 @@ from ctx_export.core.progress import Progress, SilentProgress
 from ctx_export.validate.compare import Rule
 from ctx_export.validate.memory import available_bytes, gibibytes
 from ctx_export.validate.package_side import Compared, compare_session
-from ctx_export.validate.positions import DEFAULT_BUDGET, ValidationPlan, make_plan
+from ctx_export.validate.positions import ValidationPlan, default_budget, make_plan
 from ctx_export.validate.reference_side import References, ReferenceSettings, reference_logits
 from ctx_export.validate.report import EngineSection, ValidationReport
 from ctx_export.validate.rope_parameters import Scaling
@@ -53,7 +53,7 @@ def run(
     reference: Path,
     *,
     tolerance: float | None = None,
-    budget: int = DEFAULT_BUDGET,
+    budget: int | None = None,
     progress: Progress | None = None,
     need_engine: bool = False,
 ) -> ValidationReport:
@@ -61,7 +61,8 @@ def run(
 
     `tolerance`: largest error as a share of the logit scale (default 1e-3 in float32, else twice
     PyTorch's error in the same precision + the unit roundoff). `budget`: tokens of the full
-    prefill. The package's engine is compared too where there is a GPU; with `need_engine` it must.
+    prefill (default 4096, fewer for models above 0.25B parameters). The package's engine is
+    compared too where there is a GPU; with `need_engine` it must.
     Nothing is written: `update_package` does that. What memory does not suffice for is left out,
     and the report says so. Raises UserError, before any long work, for a reference that is not the
     package's checkpoint or an engine that is needed and cannot run.
@@ -75,7 +76,8 @@ def run(
         _check_engine(package, found)
     rules = _rules(manifest, tolerance, found)
     memory = _memory(checkpoint)
-    settings = _settings(manifest, checkpoint, rules, by_layer=memory.by_layer)
+    settings = _settings(manifest, checkpoint, _peers(rules, found), by_layer=memory.by_layer)
+    budget = default_budget(_parameters(checkpoint)) if budget is None else budget
     plan, skipped = _affordable(manifest, budget, memory.room)
     references = reference_logits(settings, plan, progress)
     progress.stage("comparing onnxruntime")
@@ -149,19 +151,26 @@ def _rules(manifest: Manifest, tolerance: float | None, engine: _Engine | None) 
     return rules
 
 
+def _peers(rules: dict[str, Rule], engine: _Engine | None) -> tuple[str, ...]:
+    """The precisions that PyTorch must be run in too, for the runtimes that can run here."""
+    used = [rules["ort"]]
+    if engine is not None and engine.missing is None:
+        used.append(rules["engine"])
+    return tuple(sorted({rule.precision for rule in used if rule.needs_peer}))
+
+
 def _settings(
-    manifest: Manifest, checkpoint: Any, rules: dict[str, Rule], *, by_layer: bool
+    manifest: Manifest, checkpoint: Any, peers: tuple[str, ...], *, by_layer: bool
 ) -> ReferenceSettings:
     from ctx_export.validate.torch_reference import hugging_face_rope, load_config
 
     config = load_config(checkpoint.directory)
     rope = hugging_face_rope(Scaling.of(manifest), config, _inv_freq(manifest))
-    peers = sorted({rule.precision for rule in rules.values() if rule.needs_peer})
     return ReferenceSettings(
         checkpoint=checkpoint.directory,
         rope=rope,
         weights=manifest.precision,
-        peers=tuple(peers),
+        peers=peers,
         by_layer=by_layer,
     )
 
@@ -171,9 +180,13 @@ def _memory(checkpoint: Any) -> _Memory:
     free = available_bytes()
     if free is None:
         return _Memory(by_layer=False, room=math.inf)
-    weights = 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    weights = 4 * _parameters(checkpoint)
     most = _MEMORY_SHARE * free
     return _Memory(by_layer=weights > most, room=free - min(weights, most))
+
+
+def _parameters(checkpoint: Any) -> int:
+    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
 def _affordable(

@@ -11,6 +11,7 @@ from ctx_export.validate.positions import (
     PROBE_TOKENS,
     Probe,
     ValidationPlan,
+    default_budget,
     listed_positions,
     make_plan,
     ragged_chunks,
@@ -108,3 +109,12 @@ def test_a_plan_without_probes_is_as_long_as_its_prefill():
 )
 def test_ragged_chunks_by_hand(tokens, chunks):
     assert ragged_chunks(tokens) == chunks
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens"),
+    [(4_200_000, 4096), (268_435_456, 4096), (440_000_000, 2498), (8_000_000_000, 256), (0, 4096)],
+)
+def test_a_big_model_has_a_shorter_prefill(parameters, tokens):
+    """2^40 tokens × parameters, written out."""
+    assert default_budget(parameters) == tokens

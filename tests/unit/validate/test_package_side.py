@@ -1,0 +1,188 @@
+"""Oracle: a backend whose logits say which token stands at which position, and what it was fed."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from ctx_export.core.progress import SilentProgress
+from ctx_export.runtime.contract import Contract
+from ctx_export.runtime.session import Session
+from ctx_export.validate import package_side
+from ctx_export.validate.compare import RowErrors, Rule, row_errors
+from ctx_export.validate.package_side import (
+    Feeder,
+    chunked,
+    compare_session,
+    decoded,
+    prefill,
+    probed,
+)
+from ctx_export.validate.positions import ValidationPlan, make_plan
+from ctx_export.validate.reference_side import BlockReference, References
+from ctx_export.validate.synthetic import Cache
+from tests.unit.runtime.fakes import VOCAB, FakeBackend, manifest
+
+TOKENS = np.random.default_rng(1).integers(1, 50, 100)
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend(1, manifest().cache)
+
+
+@pytest.fixture
+def feeder(backend) -> Feeder:
+    package = manifest(max_chunk=32)
+    session = Session(package, Contract.from_manifest(package), backend)
+    return Feeder(session, SilentProgress(), 1)
+
+
+def expected(positions: np.ndarray, before: int = 0) -> np.ndarray:
+    """Logits [R,V] of rows of TOKENS that follow a cache whose ids sum to `before`."""
+    logits = np.zeros((len(positions), VOCAB), np.float32)
+    logits[:, 0] = before + np.cumsum(TOKENS)[positions]
+    logits[:, 1] = positions
+    logits[:, 2] = -1
+    return logits
+
+
+def fed(backend: FakeBackend) -> list[int]:
+    """Tokens of every call."""
+    return [int(step.new[0]) for step in backend.steps]
+
+
+ROWS = np.array([0, 3, 31, 32, 64, 98, 99])
+
+
+def test_a_prefill_is_cut_by_the_session(feeder, backend):
+    np.testing.assert_array_equal(prefill(feeder, TOKENS, ROWS), expected(ROWS))
+    assert fed(backend) == [32, 32, 32, 4]
+
+
+def test_a_prefill_of_a_large_vocabulary_is_fed_in_pieces(feeder, backend, monkeypatch):
+    monkeypatch.setattr(package_side, "_FEED_BYTES", 40 * 4 * VOCAB)
+    np.testing.assert_array_equal(prefill(feeder, TOKENS, ROWS), expected(ROWS))
+    assert fed(backend) == [32, 8, 32, 8, 20]
+
+
+def test_ragged_chunks_are_fed_as_they_are(feeder, backend):
+    np.testing.assert_array_equal(chunked(feeder, TOKENS, ROWS), expected(ROWS))
+    assert fed(backend) == [1, 7, 32, 32, 28]  # 64 is two of the session's own
+
+
+def test_decoding_goes_token_by_token_around_the_listed_positions(feeder, backend):
+    plan = ValidationPlan(prefill=100, positions=(0, 50, 51, 99, 400), probes=())
+    prefill(feeder, TOKENS, ROWS)
+    before = len(fed(backend))
+    positions, logits = decoded(feeder.session, plan, TOKENS)
+    assert positions.tolist() == [0, 1, 2, 48, 49, 50, 51, 52, 53, 97, 98, 99]
+    np.testing.assert_array_equal(logits, expected(positions))
+    assert fed(backend)[before:] == [1] * 12
+
+
+@pytest.mark.parametrize(
+    ("tokens", "calls"), [(1, [1]), (2, [1, 1]), (5, [1, 1, 1, 1, 1]), (16, [12, 1, 1, 1, 1])]
+)
+def test_a_probe_ends_token_by_token(feeder, backend, tokens, calls):
+    keys = (np.arange(30, dtype=np.float32).reshape(1, 1, 30, 1),)
+    logits = probed(feeder, Cache(keys=keys, values=keys), TOKENS[:tokens])
+    wanted = expected(np.arange(tokens), before=sum(range(30)))
+    wanted[:, 1] += 30
+    np.testing.assert_array_equal(logits, wanted)
+    assert fed(backend) == calls
+
+
+def references(plan: ValidationPlan) -> References:
+    zeros = (np.zeros((1, 1, 900, 1), np.float32),)
+
+    def block(positions: np.ndarray, first: int) -> BlockReference:
+        logits = expected(positions - first)
+        logits[:, 1] = positions
+        nothing = row_errors(logits, logits)
+        half = RowErrors(
+            scale=nothing.scale, maximum=nothing.maximum + 0.5, mean=nothing.mean + 0.25
+        )
+        return BlockReference(
+            positions=positions, logits=logits, own_table=nothing, unmodified=half, peers={}
+        )
+
+    return References(
+        tokens=TOKENS[: plan.prefill],
+        prefill=block(np.arange(plan.prefill), 0),
+        probes=tuple((p, block(np.arange(p.start, p.end), p.start)) for p in plan.probes),
+        probe_tokens=TOKENS[:64],
+        cache=Cache(keys=zeros, values=zeros),
+        inv_freq=np.ones(1, np.float32),
+        multiplier=1.0,
+    )
+
+
+class Moves(SilentProgress):
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def update(self, done: int, total: int) -> None:
+        self.seen.append((done, total))
+
+
+def test_every_way_is_compared_and_progress_counts_the_tokens(feeder):
+    plan = make_plan(20, 900, 50)
+    moves = Moves()
+    compared = compare_session(
+        feeder.session, plan, references(plan), Rule.of("fp32", None), moves
+    )
+    assert compared.problems == ()
+    assert all(row.max_error == 0 and row.passed for row in compared.rows)
+    assert {(row.transformers, row.own_table) for row in compared.rows} == {(0.5, 0.0)}
+    singles = [(row.how, row.position) for row in compared.rows if not row.is_range]
+    inside, outside = [0, 19, 20, 21, 40], [80, 160, 320, 640, 899]
+    assert singles == [
+        *((how, p) for how in ("prefill", "chunks", "decode") for p in inside),
+        *(("probe", p) for p in outside),
+    ]
+    total = 2 * 50 + 5 * 16
+    assert {seen[1] for seen in moves.seen} == {total}
+    done = [seen[0] for seen in moves.seen]
+    assert all(first < second for first, second in pairwise(done))
+    assert done[-1] == total
+
+
+def test_an_error_is_told_where_it_is(feeder):
+    plan = make_plan(20, 900, 50)
+    right = references(plan)
+    right.prefill.logits[20, 7] = 1000.0  # the package has 0 there; it is the new scale too
+    scale = row_errors(right.prefill.logits, right.prefill.logits).scale
+    unmodified = RowErrors(scale=scale, maximum=np.zeros(50), mean=np.zeros(50))
+    block = BlockReference(
+        positions=right.prefill.positions,
+        logits=right.prefill.logits,
+        own_table=unmodified,
+        unmodified=unmodified,
+        peers={},
+    )
+    told = References(
+        tokens=right.tokens,
+        prefill=block,
+        probes=(),
+        probe_tokens=right.probe_tokens,
+        cache=None,
+        inv_freq=right.inv_freq,
+        multiplier=1.0,
+    )
+    compared = compare_session(feeder.session, plan, told, Rule.of("fp32", None), SilentProgress())
+    wrong = [(row.how, row.position, row.last) for row in compared.rows if not row.passed]
+    assert scale == max(1000.0, float(TOKENS[:50].sum()))
+    assert wrong == [
+        ("prefill", 20, 20),
+        ("prefill", 0, 49),
+        ("chunks", 20, 20),
+        ("chunks", 0, 49),
+        ("decode", 20, 20),
+        ("decode", 0, 42),
+    ]
+    found = next(row for row in compared.rows if not row.passed)
+    assert found.max_error == pytest.approx(1000.0 / scale, rel=1e-12)
+    assert found.mean_error == pytest.approx(1000.0 / scale / VOCAB, rel=1e-12)
