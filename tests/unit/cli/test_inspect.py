@@ -50,7 +50,7 @@ def package(tmp_path) -> Path:
         max_context=131072,
         max_batch=2,
         max_chunk=1024,
-        cache=CacheInfo(policy="full", sinks=0, window=0, capacity=131072, keys="rotated"),
+        layers=(CacheInfo(policy="full", sinks=0, window=0, capacity=131072, keys="rotated"),) * 5,
         precision="fp16",
         io=(info("input_ids", "input_ids", ("batch", "tokens")), *past),
         weights={"files": ["model.onnx.data", "gone.safetensors"], "storage": "linked"},

@@ -73,7 +73,7 @@ def manifest(
         "max_context": cache.capacity,
         "max_batch": max_batch,
         "max_chunk": max_chunk,
-        "cache": cache,
+        "layers": (cache,) * layers,
         "precision": "fp32",
         "io": tuple(io),
         "weights": {"files": [], "storage": "linked"},
