@@ -15,7 +15,8 @@ import pytest
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import Manifest
 from ctx_export.runtime.errors import SessionStateError
-from ctx_export.validate.pairwise import PairwiseReference, lm_infinite, streaming, visibility
+from ctx_export.validate.pairwise import PairwiseReference
+from ctx_export.validate.visibility import lm_infinite, rule_of, streaming
 from tests.support import tiny
 from tests.support.feeding import error, opened
 
@@ -51,7 +52,7 @@ class Lab:
             original = int(manifest.model["original_context"])
             model = PairwiseReference(
                 self.checkpoint,
-                [visibility(cache, original) for cache in manifest.layers],
+                [rule_of(cache, original) for cache in manifest.layers],
                 lambda length: (inv_freq, multiplier),
             )
             self._logits[key] = model.logits(ids)
