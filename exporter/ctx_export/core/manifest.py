@@ -68,7 +68,8 @@ class Manifest:
     model: Mapping[str, Any]  # family, layers, heads, kv_heads, head_dim, vocab, original_context,
     # bos_token_id, eos_token_ids
     method: str
-    scaling: Mapping[str, Any]  # theta, rotary_dim, interleaved, parameters, multiplier, inv_freq
+    scaling: Mapping[str, Any]  # theta, rotary_dim, parameters, multiplier, inv_freq, and
+    # length_table, None where the frequencies do not follow the length
     factor: float
     max_context: int | None  # None: bounded caches take any number of tokens
     max_batch: int

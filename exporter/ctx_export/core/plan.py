@@ -12,6 +12,7 @@ from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import BOUNDED, FULL, CacheInfo, TensorInfo
 from ctx_export.core.model_spec import ModelSpec
 from ctx_export.core.recipe import Recipe
+from ctx_export.core.rope_settings import RopeSettings
 from ctx_export.core.sizes import format_size
 from ctx_export.scaling import find, resolve
 from ctx_export.scaling._length_table import LengthTable
@@ -31,6 +32,7 @@ class Plan:
     factor: float
     parameters: Mapping[str, Any]
     table: FrequencyTable
+    tables: tuple[FrequencyTable, ...]  # per layer: `table`, or its own where layers differ
     length_table: LengthTable | None  # where frequencies follow the length; keys are unrotated
     theta: float
     original_context: int
@@ -70,7 +72,7 @@ class Plan:
                 if self.max_context is not None
                 else "any number of tokens"
             ),
-            "cache": f"{_caches(self.caches)}, {self.cache_bytes} bytes per sequence",
+            "cache": f"{describe_caches(self.caches)}, {self.cache_bytes} bytes per sequence",
             "precision": self.precision,
             "limits": f"batch {self.max_batch}, chunk {self.max_chunk}",
             "inputs": ", ".join(_signature(self.io, past=True)),
@@ -95,6 +97,20 @@ class Plan:
             "io": [asdict(tensor) for tensor in self.io],
         }
 
+    def _own_tables(self) -> list[dict[str, Any] | None] | None:
+        """Per layer the table of its own, None where it has the package's; None for all."""
+        if all(table is self.table for table in self.tables):
+            return None
+        return [
+            None
+            if table is self.table
+            else {
+                "multiplier": table.multiplier,
+                "inv_freq": [float(f) for f in table.inv_freq],
+            }
+            for table in self.tables
+        ]
+
     def scaling_json(self) -> dict[str, Any]:
         """The manifest's `scaling` entry."""
         return {
@@ -103,6 +119,8 @@ class Plan:
             "parameters": dict(self.parameters),
             "multiplier": self.table.multiplier,
             "inv_freq": [float(f) for f in self.table.inv_freq],
+            "layers": self._own_tables(),
+            "length_table": None if self.length_table is None else self.length_table.to_json(),
         }
 
 
@@ -141,6 +159,7 @@ def make_plan(spec: ModelSpec, recipe: Recipe) -> Plan:
         factor=resolved.factor,
         parameters={k: v for k, v in asdict(resolved.parameters).items() if v is not None},
         table=resolved.table,
+        tables=_layer_tables(spec, resolved),
         length_table=resolved.length_table,
         theta=shape.theta,
         original_context=shape.original_context,
@@ -176,6 +195,35 @@ def _resolve_scaling(spec: ModelSpec, recipe: Recipe, method: Method, target: in
         {**base, **recipe.parameters},
         where="rope_scaling" if own and not recipe.parameters else "scaling",
     )
+
+
+def _layer_tables(spec: ModelSpec, resolved: Resolved) -> tuple[FrequencyTable, ...]:
+    """The resolved table for layers of the main settings; the others keep what they were trained
+    with."""
+    own: dict[int, FrequencyTable] = {}
+    tables = []
+    for layer in range(spec.layers):
+        rope = spec.rope_of(layer)
+        if rope == spec.rope:
+            tables.append(resolved.table)
+            continue
+        if id(rope) not in own:
+            own[id(rope)] = _own_table(spec, rope)
+        tables.append(own[id(rope)])
+    return tuple(tables)
+
+
+def _own_table(spec: ModelSpec, rope: RopeSettings) -> FrequencyTable:
+    """The table of layers with settings of their own."""
+    shape = spec.rotary_shape(rope=rope)
+    reach = max(spec.max_position_embeddings, shape.original_context)
+    made = resolve(rope.method, shape, reach, None, rope.parameters, where="rope_scaling")
+    if made.length_table is not None:
+        raise UserError(
+            f"some kind of layer has settings of its own of type {rope.method}, which follows the "
+            "length of the text: only the layers that see every token may have those"
+        )
+    return made.table
 
 
 def package_io(
@@ -231,7 +279,7 @@ def _signature(io: tuple[TensorInfo, ...], *, past: bool) -> list[str]:
     return [f"{t.name} {t.dtype}{list(t.shape)}" + (" …" if t.layer == 0 else "") for t in shown]
 
 
-def _caches(caches: Sequence[CacheInfo]) -> str:
+def describe_caches(caches: Sequence[CacheInfo]) -> str:
     """Each kind of cache with the number of its layers."""
     return "; ".join(f"{count} × {_cache(info)}" for info, count in Counter(caches).items())
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +56,23 @@ class LengthTable:
                     f"{name} of the table by length is {value}: it must be finite in float32; "
                     "check rope_theta, the factor and the method's parameters"
                 )
+
+    def to_json(self) -> dict[str, Any]:
+        """Every row and scalar by name, as float64 numbers."""
+        rows = {name: getattr(self, name).tolist() for name in _ROWS}
+        return {**rows, **{name: float(getattr(self, name)) for name in _SCALARS}}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> LengthTable:
+        """The inverse of `to_json`; raises UserError where something is missing or no number."""
+        try:
+            values: dict[str, Any] = {name: np.asarray(raw[name], np.float64) for name in _ROWS}
+            return cls(**values, **{name: float(raw[name]) for name in _SCALARS})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"scaling.length_table of the manifest is not valid: {error}; export the package "
+                "again"
+            ) from None
 
     def growth(self, length: int) -> float:
         """g at rope length `length`: how far the frequencies are stretched, at least 1."""

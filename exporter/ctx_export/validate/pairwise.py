@@ -1,14 +1,15 @@
 """A whole sequence in PyTorch, pair by pair from the position and visibility rules, with no cache.
 
 transformers' own model runs every layer except what lies between the projections and the attended
-values: its rotary module is made to do nothing, and its attention is the one below, in float64.
-For every query it lists the tokens seen and the positions that query and keys are rotated to
-(FORMULAS section 3); nothing is shared with the graph or the kernels.
+values: its rotary module is made to do nothing, and its attention is `pairwise_attention`'s.
+For every query the rules of `visibility` list the tokens seen and the positions that query and
+keys are rotated to; nothing is shared with the graph, the runtimes or the kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,145 +17,204 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ctx_export.core.manifest import CacheInfo
-from ctx_export.validate.torch_reference import _load, _rotary_owner, load_config
+from ctx_export.core.errors import UserError
+from ctx_export.validate.pairwise_attention import Attention, Cached
+from ctx_export.validate.rope_parameters import Scaling
+from ctx_export.validate.rope_tables import transformers_table
+from ctx_export.validate.torch_reference import (
+    PROBE_LIMIT,
+    TORCH_TYPES,
+    head_dimension,
+    load_config,
+    load_model,
+    rotary_owner,
+)
+from ctx_export.validate.turning import Heads, Table
+from ctx_export.validate.visibility import Rule
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-# inv_freq [F] and the multiplier at a rope length.
-Table = Callable[[int], tuple[NDArray[np.float64], float]]
 
 _IMPLEMENTATION = "ctx_pairwise"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Tokens that a query meets at one position of its own: keys [n] at `positions` [n]."""
+class Past:
+    """What the tokens from position `start` on may see of those before: per layer the unrotated
+    keys and the values [1,Hkv,P,D] of `tokens` [P], in order."""
 
-    keys: Ints
-    positions: Ints
-    query_position: int
-
-
-def causal(query: int) -> Iterator[Group]:
-    """Every token up to the query, at its own position."""
-    keys = np.arange(query + 1)
-    yield Group(keys=keys, positions=keys, query_position=query)
-
-
-def streaming(query: int, *, sinks: int, window: int) -> Iterator[Group]:
-    """The first tokens and the newest ones, renumbered by their places in the cache
-    (StreamingLLM, arXiv 2309.17453, section 3.2)."""
-    recent = np.arange(max(sinks, query - window + 1), query + 1)
-    keys = np.concatenate([np.arange(min(sinks, query + 1)), recent])
-    slots = np.arange(len(keys))
-    yield Group(keys=keys, positions=slots, query_position=len(keys) - 1)
-
-
-def lm_infinite(query: int, *, sinks: int, window: int, limit: int) -> Iterator[Group]:
-    """The first tokens at distances below `limit`, the newest ones at theirs
-    (LM-Infinite, arXiv 2308.16137, section 4)."""
-    first = np.arange(min(sinks, query + 1))
-    recent = np.arange(max(sinks, query - window + 1), query + 1)
-    yield Group(keys=first, positions=first, query_position=min(query, limit - 1))
-    yield Group(keys=recent, positions=recent, query_position=query)
-
-
-def visibility(cache: CacheInfo, original_context: int) -> Callable[[int], Iterator[Group]]:
-    """The rule of a layer's cache, by its name."""
-    if cache.rule == "streaming":
-        return lambda query: streaming(query, sinks=cache.sinks, window=cache.window)
-    if cache.rule == "lm-infinite":
-        bounds = {"sinks": cache.sinks, "window": cache.window, "limit": original_context}
-        return lambda query: lm_infinite(query, **bounds)
-    if cache.window:  # without sinks, renumbering shifts query and keys alike
-        return lambda query: streaming(query, sinks=0, window=cache.window)
-    return causal
+    keys: tuple[Floats, ...]
+    values: tuple[Floats, ...]
+    tokens: tuple[Ints, ...]
+    start: int
 
 
 class PairwiseReference:
-    """transformers' model of a checkpoint under a package's rules.
+    """transformers' model of a checkpoint under a package's rules, one per layer.
 
-    `rules` has one visibility rule per layer. `weights` is the precision that the weights are
-    rounded to; the model computes in float32, attention in float64.
+    `weights` is the precision that the weights are rounded to, `compute` the one that the model
+    runs in. Attention is float64; for a low `compute` what PyTorch would store is rounded to it:
+    rotated queries and keys, and the softmax. `by_layer` holds one layer's weights at a time.
     """
 
     def __init__(
         self,
         checkpoint: Path,
-        rules: Sequence[Callable[[int], Iterator[Group]]],
+        rules: Sequence[Rule],
         table: Table,
         *,
         weights: str = "fp32",
+        compute: str = "fp32",
+        by_layer: bool = False,
     ) -> None:
+        import torch
+
         _register()
-        self._model = _load(checkpoint, load_config(checkpoint), weights, "fp32")
+        self._config = config = load_config(checkpoint)
+        if by_layer:
+            from ctx_export.validate.layerwise import load_by_layer
+
+            self._model = load_by_layer(checkpoint, config, weights, compute)
+        else:
+            self._model = load_model(checkpoint, config, weights, compute)
         self._model.config._attn_implementation = _IMPLEMENTATION
-        owner = _rotary_owner(self._model)
-        owner.rotary_emb.forward = _no_rotation(2 * len(owner.rotary_emb.inv_freq))
-        self._attentions = [layer.self_attn for layer in owner.layers]
-        for attention, rule in zip(self._attentions, rules, strict=True):
-            attention.pairwise = _Layer(rule, table)
+        self._owner = rotary_owner(self._model)
+        rotary = self._owner.rotary_emb
+        rotary.forward = _no_rotation(2 * len(rotary.inv_freq))
+        rounding = None if compute == "fp32" else getattr(torch, TORCH_TYPES[compute])
+        self.heads = Heads(
+            head_dim=head_dimension(config),
+            count=len(table(1)[0]),
+            interleaved=is_interleaved(self._owner.layers[0].self_attn),
+        )
+        self._layers: list[_Layer] = []
+        for layer, rule in zip(self._owner.layers, rules, strict=True):
+            attention = Attention(rule=rule, table=table, heads=self.heads, rounding=rounding)
+            self._layers.append(_Layer(attention))
+            layer.self_attn.pairwise = self._layers[-1]
 
-    def logits(self, token_ids: ArrayLike, lengths: ArrayLike | None = None) -> Floats:
-        """Logits [N,V] of one forward over tokens [N].
+    @property
+    def layers(self) -> int:
+        return len(self._layers)
 
-        `lengths` [N] are the rope lengths of the queries (default: one more than their position,
-        as when they are fed one at a time).
+    @property
+    def vocab(self) -> int:
+        return int(self._model.config.vocab_size)
+
+    def watch(self, layer_done: Callable[[], None]) -> None:
+        """Call `layer_done` after each of the model's `layers` in every forward."""
+        for layer in self._owner.layers:
+            layer.register_forward_hook(lambda *_: layer_done())
+
+    def transformers_table(self, scaling: Scaling, length: int) -> tuple[Floats, float]:
+        """transformers' inv_freq [F] and multiplier of a forward of `length` tokens."""
+        return transformers_table(type(self._owner.rotary_emb), self._config, scaling, length)
+
+    def logits(
+        self,
+        token_ids: ArrayLike,
+        lengths: ArrayLike | None = None,
+        *,
+        rows: Sequence[int] | None = None,
+    ) -> Floats:
+        """Logits [R,V] of `rows` (default all) of one forward over tokens [N].
+
+        `lengths` [N] are the rope lengths of the queries (default: N, as when all are planned).
         """
+        return self._forward(token_ids, lengths, rows, None)
+
+    def probe(self, past: Past, token_ids: ArrayLike, lengths: ArrayLike | None = None) -> Floats:
+        """Logits [N,V] of up to 64 tokens that follow `past`; `lengths` as in `logits`."""
+        tokens = np.asarray(token_ids).shape[-1]
+        if tokens > PROBE_LIMIT:
+            raise UserError(f"a probe of {tokens} tokens: give at most {PROBE_LIMIT}")
+        return self._forward(token_ids, lengths, None, past)
+
+    def own_past(self, token_ids: ArrayLike) -> Past:
+        """The unrotated keys and the values that the model itself computes for [N] tokens."""
+        self._forward(token_ids, None, [0], None)
+        computed = [layer.computed for layer in self._layers]
+        count = computed[0][0].shape[1]
+        keys, values = (
+            tuple(pair[part][None].float().numpy().copy() for pair in computed) for part in (0, 1)
+        )
+        tokens = (np.arange(count),) * self.layers
+        return Past(keys=keys, values=values, tokens=tokens, start=count)
+
+    def _forward(
+        self,
+        token_ids: ArrayLike,
+        lengths: ArrayLike | None,
+        rows: Sequence[int] | None,
+        past: Past | None,
+    ) -> Floats:
         import torch
 
         ids = np.asarray(token_ids, np.int64).reshape(1, -1)
-        count = ids.shape[1]
-        used = np.arange(1, count + 1) if lengths is None else np.asarray(lengths)
-        for attention in self._attentions:
-            attention.pairwise.lengths = used
+        start = 0 if past is None else past.start
+        positions = np.arange(start, start + ids.shape[1])
+        used = np.full(len(positions), positions[-1] + 1) if lengths is None else lengths
+        for index, layer in enumerate(self._layers):
+            layer.begin(np.asarray(used, np.int64), positions, past, index)
+        keep = 0 if rows is None else torch.tensor(list(rows), dtype=torch.int64)
         with torch.inference_mode():
-            output = self._model(input_ids=torch.from_numpy(ids), use_cache=False)
+            output = self._model(
+                input_ids=torch.from_numpy(ids), use_cache=False, logits_to_keep=keep
+            )
         logits: Floats = output.logits[0].float().numpy()
         return logits
 
 
-@dataclass(slots=True)
 class _Layer:
-    rule: Callable[[int], Iterator[Group]]
-    table: Table
-    lengths: Any = None
+    """One layer's attention with what the forward in progress gives it."""
 
-    def attend(self, query: Any, key: Any, value: Any, scaling: float) -> Any:
-        """[Hq,N,D] attended values of one sequence, one query after the other."""
+    def __init__(self, attention: Attention) -> None:
+        self._attention = attention
+        self._lengths: Ints = np.zeros(0, np.int64)
+        self._tokens: Ints = np.zeros(0, np.int64)
+        self._past: tuple[Floats, ...] = ()
+        self.computed: tuple[Any, Any] = ((), ())  # keys and values [Hkv,N,D] of the last forward
+
+    def begin(self, lengths: Ints, positions: Ints, past: Past | None, index: int) -> None:
+        """A forward of tokens at `positions` [N] with `lengths` [N], after layer `index` of
+        `past`."""
+        self._lengths, self._tokens, self._past = lengths, positions, ()
+        if past is not None:
+            self._past = (past.keys[index][0], past.values[index][0])
+            self._tokens = np.concatenate([past.tokens[index], positions])
+
+    def __call__(self, query: Any, key: Any, value: Any, scaling: float, softcap: float) -> Any:
+        """Attended values [Hq,N,Dv] of heads [H,N,D], float64."""
         import torch
 
-        heads, tokens, _ = query.shape
-        grouped = query.double().unflatten(0, (key.shape[0], -1))  # [Hkv,G,N,D]
-        keys, values = key.double(), value.double()
-        out = torch.empty(*grouped.shape[:2], tokens, value.shape[-1], dtype=torch.float64)
-        for position in range(tokens):
-            inv_freq, multiplier = self.table(int(self.lengths[position]))
-            logits, seen = [], []
-            for group in self.rule(position):
-                index = torch.from_numpy(group.keys)
-                turned = _rotated(
-                    keys[:, index], torch.from_numpy(group.positions), inv_freq, multiplier
-                )
-                at = torch.tensor([group.query_position])
-                own = _rotated(grouped[:, :, position][:, :, None], at, inv_freq, multiplier)
-                logits.append(own[:, :, 0] @ turned.transpose(1, 2) * scaling)
-                seen.append(index)
-            weights = torch.cat(logits, dim=-1).softmax(dim=-1)
-            out[:, :, position] = weights @ values[:, torch.cat(seen)]
-        return out.flatten(0, 1)
+        self.computed = (key, value)
+        parts = [key, value]
+        for index, past in enumerate(self._past):
+            new = parts[index]
+            old = torch.from_numpy(np.ascontiguousarray(past)).to(new.dtype)
+            parts[index] = torch.cat([old, new], dim=1)
+        cached = Cached(keys=parts[0], values=parts[1], tokens=self._tokens)
+        return self._attention.attend(query, cached, self._lengths, scaling, softcap)
 
 
-def _rotated(x: Any, positions: Any, inv_freq: NDArray[np.float64], multiplier: float) -> Any:
-    """`x` [...,n,D] with its leading dims turned in pairs (i, i + F) to `positions` [n]."""
+def is_interleaved(attention: Any) -> bool:
+    """Whether an attention module of transformers turns pairs (2i, 2i+1) rather than (i, i+F).
+
+    Asked of its own function: dim 0 turned by a quarter moves to its partner.
+    """
     import torch
 
-    half = len(inv_freq)
-    angle = positions.double()[:, None] * torch.from_numpy(np.asarray(inv_freq, np.float64))
-    cos, sin = angle.cos() * multiplier, angle.sin() * multiplier
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    module = sys.modules[type(attention).__module__]
+    apply = getattr(module, "apply_rotary_pos_emb", None)
+    if apply is None:
+        raise UserError(
+            f"{type(attention).__name__} does not rotate by apply_rotary_pos_emb: a model of this "
+            "kind cannot be validated with this method in this version"
+        )
+    x = torch.zeros(1, 1, 1, 8)
+    x[..., 0] = 1
+    turned, _ = apply(x, x, torch.zeros(1, 1, 8), torch.ones(1, 1, 8))
+    return int(turned.flatten().abs().argmax()) == 1
 
 
 def _no_rotation(rotary_dim: int) -> Callable[..., tuple[Any, Any]]:
@@ -170,15 +230,16 @@ def _no_rotation(rotary_dim: int) -> Callable[..., tuple[Any, Any]]:
 
 
 def _attention(
-    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **_: Any
+    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **options: Any
 ) -> tuple[Any, None]:
-    """transformers' attention interface: heads [B,H,N,D] in, [B,N,Hq,D] out."""
-    import torch
-
-    rows = [
-        module.pairwise.attend(*parts, scaling) for parts in zip(query, key, value, strict=True)
-    ]
-    return torch.stack(rows).transpose(1, 2).to(query.dtype).contiguous(), None
+    """transformers' attention interface: heads [1,H,N,D] in, [1,N,Hq,D] out."""
+    if options.get("s_aux") is not None:
+        raise UserError(
+            f"{type(module).__name__} has learned sink logits, which this method's reference does "
+            "not have in this version: choose a method with full caches"
+        )
+    out = module.pairwise(query[0], key[0], value[0], scaling, options.get("softcap") or 0.0)
+    return out.transpose(0, 1)[None].to(query.dtype).contiguous(), None
 
 
 def _register() -> None:

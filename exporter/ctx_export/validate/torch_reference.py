@@ -82,9 +82,9 @@ class TorchReference:
 
             self._model = load_by_layer(checkpoint, config, weights, compute)
         else:
-            self._model = _load(checkpoint, config, weights, compute)
-        self._owner = _rotary_owner(self._model)
-        own = _own_rotary(type(self._owner.rotary_emb), config, rope)
+            self._model = load_model(checkpoint, config, weights, compute)
+        self._owner = rotary_owner(self._model)
+        own = own_rotary(type(self._owner.rotary_emb), config, rope)
         self._rotary = {
             Rotary.UNMODIFIED: own,
             Rotary.OWN_TABLE: _exact_rotary(own, None),
@@ -244,7 +244,7 @@ def load_config(checkpoint: Path) -> Any:
             ) from None
 
 
-def _load(checkpoint: Path, config: Any, weights: str, compute: str) -> Any:
+def load_model(checkpoint: Path, config: Any, weights: str, compute: str) -> Any:
     """The whole model in memory, its weights rounded to `weights`."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -278,7 +278,7 @@ def without_scaling(config: Any) -> Any:
     return plain
 
 
-def _rotary_owner(model: Any) -> Any:
+def rotary_owner(model: Any) -> Any:
     """The module whose `rotary_emb` gives every layer its cos and sin."""
     owners = [m for m in model.modules() if hasattr(getattr(m, "rotary_emb", None), "inv_freq")]
     if len(owners) != 1:
@@ -289,7 +289,7 @@ def _rotary_owner(model: Any) -> Any:
     return owners[0]
 
 
-def _own_rotary(kind: type, config: Any, rope: HuggingFaceRope) -> Any:
+def own_rotary(kind: type, config: Any, rope: HuggingFaceRope) -> Any:
     """transformers' unmodified rotary module under `rope`, always with the same table."""
     scaled = copy.deepcopy(config)
     scaled.rope_parameters = dict(rope.parameters)
