@@ -10,8 +10,8 @@ def refusal(bounds: Bounds) -> str | None:
     if not bounds.sinks:
         return None
     return (
-        f"method sliding-window has no sinks and --sinks is {bounds.sinks}: leave it out, or choose "
-        "--method streaming"
+        f"method sliding-window has no sinks and --sinks is {bounds.sinks}: leave it out, or "
+        "choose --method streaming"
     )
 
 

@@ -1,4 +1,4 @@
-"""Every layer's cache: full or bounded, which tokens are seen, how many slots; bad bounds end here."""
+"""Every layer's cache: full or bounded, which tokens are seen, how many slots."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ def _layer_cache(own: int, request: CacheRequest, limits: CacheLimits) -> CacheI
         bounds = Bounds(sinks=0, window=own, original_context=asked.original_context)
     else:
         window = min(own, asked.window) if own else asked.window
-        bounds = Bounds(
-            sinks=asked.sinks, window=window, original_context=asked.original_context
-        )
+        bounds = Bounds(sinks=asked.sinks, window=window, original_context=asked.original_context)
     slots = bounds.sinks + bounds.window + limits.max_chunk - 1
     shorter = slots < limits.target
     if not bounds.window or (policy is None and not (shorter and limits.may_bound)):
@@ -111,5 +109,7 @@ def _layer_cache(own: int, request: CacheRequest, limits: CacheLimits) -> CacheI
         window=bounds.window,
         capacity=slots,
         keys=limits.keys,
-        sink_position=policy.sink_position(bounds) if policy is not None and bounds.sinks else None,
+        sink_position=policy.sink_position(bounds)
+        if policy is not None and bounds.sinks
+        else None,
     )

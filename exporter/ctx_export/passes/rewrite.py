@@ -19,6 +19,7 @@ from ctx_export.ops.rotary import scaled_rotary_embedding
 from ctx_export.ops.spec import DOMAIN, OPSET_VERSION, PLUGIN_ATTRIBUTES
 from ctx_export.passes.locate import Site, locate
 from ctx_export.patterns.match import describe
+from ctx_export.scaling.base import FrequencyTable
 
 _DTYPES = {
     "float32": ir.DataType.FLOAT,
@@ -64,9 +65,9 @@ def _value(tensor: TensorInfo) -> ir.Value:
 
 
 def _check_rotation(sites: Sequence[Site], plan: Plan) -> None:
-    """The table rotates as many dims as the graph does, unless the method widens the rotation."""
-    planned = 2 * len(plan.table.inv_freq)
+    """A table rotates as many dims as the graph does, unless the method widens the rotation."""
     for site in sites:
+        planned = 2 * len(plan.tables[site.layer].inv_freq)
         if planned != site.query.rotary_dim and planned != plan.spec.head_dim:
             raise UserError(
                 f"layer {site.layer} rotates {site.query.rotary_dim} dims, the {plan.method} "
@@ -120,14 +121,12 @@ def _sink_positions(position: int) -> str:
 def _frequencies(
     graph: ir.Graph, tape: ir.tape.Tape, plan: Plan, values: dict[str, ir.Value]
 ) -> dict[str, ir.Value]:
-    """inv_freq [1|B,F] and multiplier [1|B]."""
+    """inv_freq [1|B,F] and multiplier [1|B] of the package, and of every table beside it."""
+    found: dict[str, ir.Value] = {}
+    for table in {id(table): table for table in plan.tables if table is not plan.table}.values():
+        found |= _baked_table(graph, table, _suffix(plan, table))
     if plan.length_table is None:
-        table = plan.table.inv_freq.reshape(1, -1).astype(np.float32)
-        multiplier = np.array([plan.table.multiplier], np.float32)
-        return {
-            "inv_freq": _baked(graph, "rope.inv_freq", table),
-            "multiplier": _baked(graph, "rope.multiplier", multiplier),
-        }
+        return {**found, **_baked_table(graph, plan.table, "")}
     tables, scalars = plan.length_table.packed()
     inv_freq, multiplier = tape.op_multi_out(
         "RotaryFrequencies",
@@ -146,7 +145,26 @@ def _frequencies(
         (multiplier, "rope.multiplier", ("batch",)),
     ):
         value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(shape)
-    return {"inv_freq": inv_freq, "multiplier": multiplier}
+    return {**found, "inv_freq": inv_freq, "multiplier": multiplier}
+
+
+def _suffix(plan: Plan, table: FrequencyTable) -> str:
+    """What tells a layer's own table from the package's: the first layer that has it."""
+    if table is plan.table:
+        return ""
+    return next(f".layer{layer}" for layer, own in enumerate(plan.tables) if own is table)
+
+
+def _baked_table(graph: ir.Graph, table: FrequencyTable, suffix: str) -> dict[str, ir.Value]:
+    """A table's initializers by the names that sites look them up with."""
+    arrays = {
+        "inv_freq": table.inv_freq.reshape(1, -1).astype(np.float32),
+        "multiplier": np.array([table.multiplier], np.float32),
+    }
+    return {
+        name + suffix: _baked(graph, f"rope.{name}{suffix}", array)
+        for name, array in arrays.items()
+    }
 
 
 def _baked(graph: ir.Graph, name: str, array: NDArray[np.float32]) -> ir.Value:
@@ -169,10 +187,10 @@ class SiteInputs:
 
     def rotated(self, part: str, source: ir.Value, positions: str) -> ir.Node:
         """A rotation of `source` at the shared positions of that name."""
-        layer, shared = self.site.layer, self.shared
+        layer = self.site.layer
         node = ir.node(
             "ScaledRotaryEmbedding",
-            [source, shared[positions], shared["inv_freq"], shared["multiplier"]],
+            [source, self.shared[positions], *self.frequencies()],
             {**self.rotation(), **PLUGIN_ATTRIBUTES},
             domain=DOMAIN,
             name=f"ctx.layer{layer}.rotate_{part}",
@@ -180,16 +198,22 @@ class SiteInputs:
         _like(node.outputs[0], source, f"ctx.layer{layer}.rotated_{part}")
         return node
 
+    def frequencies(self) -> tuple[ir.Value, ir.Value]:
+        """inv_freq and multiplier of the site's layer."""
+        plan, table = self.plan, self.plan.tables[self.site.layer]
+        suffix = _suffix(plan, table)
+        return self.shared[f"inv_freq{suffix}"], self.shared[f"multiplier{suffix}"]
+
     def rotation(self) -> dict[str, int]:
         return {
-            "rotary_dim": 2 * len(self.plan.table.inv_freq),
+            "rotary_dim": 2 * len(self.plan.tables[self.site.layer].inv_freq),
             "interleaved": int(self.site.query.interleaved),
         }
 
 
 def _replace_site(graph: ir.Graph, inputs: SiteInputs) -> None:
     """Insert the rotations and the attention before the old attention, and take over its uses."""
-    site, plan, shared = inputs.site, inputs.plan, inputs.shared
+    site, plan = inputs.site, inputs.plan
     cache, old = plan.caches[site.layer], site.attention.y.producer()
     assert old is not None
     query = inputs.rotated("query", site.query.source, "positions")
@@ -198,7 +222,7 @@ def _replace_site(graph: ir.Graph, inputs: SiteInputs) -> None:
     if plan.length_table is None:
         nodes.append(inputs.rotated("key", key, "positions"))
         key = nodes[-1].outputs[0]
-    given = {"inv_freq": shared["inv_freq"], "multiplier": shared["multiplier"]}
+    given = dict(zip(("inv_freq", "multiplier"), inputs.frequencies(), strict=True))
     given["sink_q"] = query.outputs[0]
     if cache.sink_position is not None:
         positions = _sink_positions(cache.sink_position)

@@ -87,8 +87,8 @@ def _layers(manifest: Manifest) -> tuple[LayerCache, ...]:
         )
     if layers != list(range(len(manifest.layers))):
         raise UserError(
-            f"the manifest describes the caches of {len(manifest.layers)} layers and names tensors "
-            f"for {len(layers)}: export the package again"
+            f"the manifest describes the caches of {len(manifest.layers)} layers and names "
+            f"tensors for {len(layers)}: export the package again"
         )
     return tuple(
         _layer([group[layer] for group in groups], manifest.layers[layer]) for layer in layers

@@ -27,7 +27,7 @@ class Sequences:
         self._peak: Ints = np.zeros(batch, np.int64)
         self._used: Ints = np.zeros(batch, np.int64)
         kinds = set(caches)
-        self._slots = max(cache.capacity for cache in kinds)
+        self._slots = max(cache.capacity for cache in kinds)  # of the largest cache
         self._maximum = min((c.capacity for c in kinds if c.policy == FULL), default=None)
         self._rings = [cache for cache in kinds if cache.policy == BOUNDED]
         self._lost: set[int] = set()
@@ -93,6 +93,11 @@ class Sequences:
     def slots(self, row: int) -> int:
         """Leading slots that may hold the tokens of sequence `row`."""
         return min(int(self._peak[row]), self._slots)
+
+    def most_slots(self, tokens: int) -> int:
+        """Slots in use in the largest cache of a sequence of `tokens` tokens: a ring's stay as
+        they are, however long the sequence."""
+        return min(tokens, self._slots)
 
     def used_slots(self, row: int) -> int:
         """Leading slots of sequence `row` that may hold anything but zeros."""

@@ -251,8 +251,12 @@ class Session:
     ) -> None:
         """Call the model chunk by chunk; `seen` moves when all of them succeeded."""
         sequences = self._sequences
+
+        def limit(tokens: int) -> int:
+            return backend.chunk_limit(sequences.most_slots(tokens))
+
         try:
-            for chunk in chunks(counts, sequences.seen, self._chunk, backend.chunk_limit):
+            for chunk in chunks(counts, sequences.seen, self._chunk, limit):
                 start = sequences.seen + np.minimum(counts, chunk.start)
                 sequences.touched(start + chunk.new)
                 step = Step(
