@@ -67,7 +67,8 @@ class LengthTable:
         """The inverse of `to_json`; raises UserError where something is missing or no number."""
         try:
             values: dict[str, Any] = {name: np.asarray(raw[name], np.float64) for name in _ROWS}
-            return cls(**values, **{name: float(raw[name]) for name in _SCALARS})
+            values |= {name: float(raw[name]) for name in _SCALARS}
+            return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"scaling.length_table of the manifest is not valid: {error}; export the package "

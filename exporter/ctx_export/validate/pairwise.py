@@ -153,9 +153,10 @@ class PairwiseReference:
         ids = np.asarray(token_ids, np.int64).reshape(1, -1)
         start = 0 if past is None else past.start
         positions = np.arange(start, start + ids.shape[1])
-        used = np.full(len(positions), positions[-1] + 1) if lengths is None else lengths
+        end = positions[-1] + 1 if lengths is None else lengths
+        used = np.broadcast_to(np.asarray(end, np.int64), positions.shape)
         for index, layer in enumerate(self._layers):
-            layer.begin(np.asarray(used, np.int64), positions, past, index)
+            layer.begin(used, positions, past, index)
         keep = 0 if rows is None else torch.tensor(list(rows), dtype=torch.int64)
         with torch.inference_mode():
             output = self._model(

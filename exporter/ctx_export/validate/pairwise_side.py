@@ -120,7 +120,7 @@ class PairwiseSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticPast:
     """Unrotated keys and values for every probe: the first P tokens of a full layer; for a ring
-    as many rows as a token sees, given to those tokens wherever the probe is."""
+    the tokens that it still holds, with the same rows wherever the probe is."""
 
     caches: tuple[CacheInfo, ...]
     rows: Cache  # [1,Hkv,P,D] per layer
@@ -128,8 +128,8 @@ class SyntheticPast:
     table: tuple[NDArray[np.float64], float]  # of rotated keys
 
     def past(self, start: int) -> Past:
-        """What the tokens from position `start` on see of those before."""
-        tokens = tuple(_seen(cache, start) for cache in self.caches)
+        """What the layers hold of the tokens before position `start`."""
+        tokens = tuple(_held(cache, start) for cache in self.caches)
         kept = [len(part) for part in tokens]
         keys, values = (
             tuple(array[:, :, :count] for array, count in zip(arrays, kept, strict=True))
@@ -147,12 +147,14 @@ class SyntheticPast:
         return Cache(keys=keys, values=past.values, seen=tokens)
 
 
-def _seen(cache: CacheInfo, start: int) -> Ints:
-    """Positions of the tokens before `start` that a layer keeps for those after it."""
+def _held(cache: CacheInfo, start: int) -> Ints:
+    """Positions of the tokens before `start` that a layer holds: in a ring also those that it has
+    room for and nobody sees any more."""
     if cache.policy != BOUNDED:
         return np.arange(start)
     sinks = np.arange(min(cache.sinks, start))
-    return np.concatenate([sinks, np.arange(max(cache.sinks, start - cache.window), start)])
+    oldest = max(cache.sinks, start - (cache.capacity - cache.sinks))
+    return np.concatenate([sinks, np.arange(oldest, start)])
 
 
 def pairwise_logits(
@@ -248,7 +250,7 @@ def _synthetic(
         return None
     own = model.own_past(tokens[:CALIBRATION_TOKENS])
     last = max(probe.start for probe in plan.probes)
-    kept = [len(_seen(cache, last)) for cache in settings.caches]
+    kept = [len(_held(cache, last)) for cache in settings.caches]
     sample = Cache(keys=own.keys, values=own.values)
     return SyntheticPast(
         caches=settings.caches,

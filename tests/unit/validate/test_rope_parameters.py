@@ -243,7 +243,7 @@ def test_longrope_s_long_table_begins_beyond_the_trained_context(target, long):
     ("maximum", "by_length", "target"), [(4096, None, 4096), (None, None, 512), (None, {}, 513)]
 )
 def test_where_nothing_ends_longrope_s_table_is_the_one_baked(maximum, by_length, target):
-    """The short list in every layer's ring, or both lists: then the long one is in the manifest."""
+    """The short list in every layer's ring; with both lists the long one is stated."""
     package = manifest(
         method="longrope",
         max_context=maximum,
