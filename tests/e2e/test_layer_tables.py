@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ctx_export.core.manifest import Manifest
+from ctx_export.validate import validation
 from tests.support import tiny
 from tests.support.feeding import error, fed, opened
 
@@ -97,3 +98,16 @@ def test_the_tables_differ_enough_to_be_noticed(checkpoint):
     with torch.inference_mode():
         logits = tiny.load(checkpoint, one)(torch.from_numpy(IDS[None])).logits[0].numpy()
     assert error(logits, expected(checkpoint, ROPES["full_attention"])) > 100 * TOLERANCE
+
+
+def test_the_package_is_validated_with_its_own_tables(checkpoint, source, tmp_path):
+    """A layer's own table that is wrong is noticed, in the manifest as in the graph."""
+    package = tiny.export(source, tmp_path / "package", target=TARGET, max_chunk=CHUNK)
+    report = validation.run(package, checkpoint, budget=128)
+    assert report.passed, report.lines()
+    assert report.frequency_error < 2e-6
+    held = Manifest.load(package)
+    wrong = tiny.copy(package, tmp_path / "wrong")
+    own = np.asarray(held.scaling["layers"][0]["inv_freq"], np.float32)
+    tiny.edit_table(wrong, "inv_freq.layer0", own * np.float32(1.01))
+    assert not validation.run(wrong, checkpoint, budget=128).passed

@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ctx_export.core.errors import UserError
+from ctx_export.core.rope_settings import WHOLE
 from ctx_export.validate.pairwise_attention import Attention, Cached
 from ctx_export.validate.rope_parameters import Scaling
-from ctx_export.validate.rope_tables import transformers_table
+from ctx_export.validate.rope_tables import held_table, transformers_table
 from ctx_export.validate.torch_reference import (
     PROBE_LIMIT,
     TORCH_TYPES,
+    has_kinds,
     head_dimension,
     load_config,
     load_model,
@@ -52,6 +54,7 @@ class Past:
 class PairwiseReference:
     """transformers' model of a checkpoint under a package's rules, one per layer.
 
+    `table` is the package's, or one per layer where their kinds have tables of their own.
     `weights` is the precision that the weights are rounded to, `compute` the one that the model
     runs in. Attention is float64; for a low `compute` what PyTorch would store is rounded to it:
     rotated queries and keys, and the softmax. `by_layer` holds one layer's weights at a time.
@@ -61,7 +64,7 @@ class PairwiseReference:
         self,
         checkpoint: Path,
         rules: Sequence[Rule],
-        table: Table,
+        table: Table | Sequence[Table],
         *,
         weights: str = "fp32",
         compute: str = "fp32",
@@ -80,16 +83,21 @@ class PairwiseReference:
         self._model.config._attn_implementation = _IMPLEMENTATION
         self._owner = rotary_owner(self._model)
         rotary = self._owner.rotary_emb
-        rotary.forward = _no_rotation(2 * len(rotary.inv_freq))
+        rotary.forward = _no_rotation(rotary)
+        tables = [table] * len(rules) if callable(table) else list(table)
         rounding = None if compute == "fp32" else getattr(torch, TORCH_TYPES[compute])
-        self.heads = Heads(
-            head_dim=head_dimension(config),
-            count=len(table(1)[0]),
-            interleaved=is_interleaved(self._owner.layers[0].self_attn),
+        self.heads = tuple(
+            Heads(
+                head_dim=head_dimension(config),
+                count=len(own(1)[0]),
+                interleaved=is_interleaved(self._owner.layers[0].self_attn),
+            )
+            for own in tables
         )
         self._layers: list[_Layer] = []
-        for layer, rule in zip(self._owner.layers, rules, strict=True):
-            attention = Attention(rule=rule, table=table, heads=self.heads, rounding=rounding)
+        parts = zip(self._owner.layers, rules, tables, self.heads, strict=True)
+        for layer, rule, own, heads in parts:
+            attention = Attention(rule=rule, table=own, heads=heads, rounding=rounding)
             self._layers.append(_Layer(attention))
             layer.self_attn.pairwise = self._layers[-1]
 
@@ -109,6 +117,14 @@ class PairwiseReference:
     def transformers_table(self, scaling: Scaling, length: int) -> tuple[Floats, float]:
         """transformers' inv_freq [F] and multiplier of a forward of `length` tokens."""
         return transformers_table(type(self._owner.rotary_emb), self._config, scaling, length)
+
+    def own_tables(self) -> tuple[tuple[Floats, float] | None, ...]:
+        """Per layer transformers' table of its kind; None for the kind that is scaled."""
+        if not has_kinds(self._config):
+            return (None,) * self.layers
+        rotary = type(self._owner.rotary_emb)(self._config)
+        kinds = self._config.layer_types
+        return tuple(None if kind == WHOLE else held_table(rotary, kind) for kind in kinds)
 
     def logits(
         self,
@@ -218,13 +234,15 @@ def is_interleaved(attention: Any) -> bool:
     return int(turned.flatten().abs().argmax()) == 1
 
 
-def _no_rotation(rotary_dim: int) -> Callable[..., tuple[Any, Any]]:
-    """A rotary module's forward that gives cos and sin of angle 0, [B,N,rotary_dim]."""
+def _no_rotation(rotary: Any) -> Callable[..., tuple[Any, Any]]:
+    """A rotary module's forward that gives cos and sin of angle 0, [B,N,rotary_dim]; some modules
+    are asked for a kind of layers."""
 
-    def forward(x: Any, position_ids: Any, **_: Any) -> tuple[Any, Any]:
+    def forward(x: Any, position_ids: Any, layer_type: str = "") -> tuple[Any, Any]:
         import torch
 
-        shape = (*position_ids.shape, rotary_dim)
+        held = f"{layer_type}_inv_freq" if layer_type else "inv_freq"
+        shape = (*position_ids.shape, 2 * len(getattr(rotary, held)))
         return torch.ones(shape, dtype=x.dtype), torch.zeros(shape, dtype=x.dtype)
 
     return forward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from ctx_export.validate.visibility import Group, Rule
 Ints = NDArray[np.int64]
 
 _BLOCK = 64  # queries computed at once
+# Heads times their dimension up to which a block is too small to share among threads: on two busy
+# cores the threads' waiting took 20 times as long as the work.
+_SMALL = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,12 @@ class Attention:
     ) -> Any:
         """[Hq,N,Dv] float64: `query` [Hq,N,D] of the last N tokens of `cached`, each with the
         table of its rope length, `lengths` [N]."""
+        with _one_thread(if_true=query.shape[0] * query.shape[2] <= _SMALL):
+            return self._attend(query, cached, lengths, scaling, softcap)
+
+    def _attend(
+        self, query: Any, cached: Cached, lengths: Ints, scaling: float, softcap: float
+    ) -> Any:
         import torch
 
         count = query.shape[1]
@@ -103,6 +113,21 @@ class _Turner:
         if self._at_home is None:
             self._at_home = self.turned(self._keys, self._tokens)
         return self._at_home[:, met.rows]
+
+
+@contextmanager
+def _one_thread(*, if_true: bool) -> Iterator[None]:
+    """PyTorch computes in one thread, where that is asked for."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if if_true:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if if_true:
+            torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from ctx_export.validate.rope_tables import (
     Table,
     checked_lengths,
     length_table,
+    own_tables,
     package_table,
     rope_at,
 )
@@ -49,8 +50,10 @@ Ints = NDArray[np.int64]
 
 
 def needs_pairs(manifest: Manifest) -> bool:
-    """Whether a package is compared pair by pair: it has a bounded cache, or unrotated keys."""
-    return any(layer.policy == BOUNDED or layer.keys != "rotated" for layer in manifest.layers)
+    """Whether a package is compared pair by pair: it has a bounded cache, unrotated keys, or
+    layers with tables of their own."""
+    bounded = any(layer.policy == BOUNDED or layer.keys != "rotated" for layer in manifest.layers)
+    return bounded or manifest.scaling.get("layers") is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,7 @@ class PairwiseSettings:
     caches: tuple[CacheInfo, ...]
     scaling: Scaling
     table: Callable[[int], Table]
+    own_tables: tuple[Table | None, ...]  # per layer, None: `table`
     checked_lengths: tuple[int, ...]
     follows_length: bool
     own_windows: bool
@@ -82,9 +86,12 @@ class PairwiseSettings:
             caches=manifest.layers,
             scaling=Scaling.of(manifest),
             table=package_table(manifest),
+            own_tables=own_tables(manifest),
             checked_lengths=checked_lengths(manifest),
             follows_length=length_table(manifest) is not None,
-            own_windows=windows == checkpoint.spec.windows and not sinks,
+            own_windows=windows == checkpoint.spec.windows
+            and not sinks
+            and manifest.scaling.get("layers") is None,
             weights=manifest.precision,
             **options,
         )
@@ -101,7 +108,7 @@ class PairwiseSettings:
         return PairwiseReference(
             self.checkpoint,
             [rule_of(cache, original) for cache in self.caches],
-            self.float64_table,
+            [self.layer_table(layer) for layer in range(len(self.caches))],
             weights=self.weights,
             compute=compute,
             by_layer=self.by_layer,
@@ -112,9 +119,14 @@ class PairwiseSettings:
         rope = rope_at(self.scaling, load_config(self.checkpoint), length)
         return TorchReference(self.checkpoint, rope, weights=self.weights, by_layer=self.by_layer)
 
-    def float64_table(self, length: int) -> tuple[NDArray[np.float64], float]:
-        inv_freq, multiplier = self.table(length)
-        return inv_freq.astype(np.float64), multiplier
+    def layer_table(self, layer: int) -> Callable[[int], tuple[NDArray[np.float64], float]]:
+        """A layer's float64 table at a rope length."""
+
+        def at(length: int) -> tuple[NDArray[np.float64], float]:
+            inv_freq, multiplier = self.own_tables[layer] or self.table(length)
+            return inv_freq.astype(np.float64), multiplier
+
+        return at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +136,8 @@ class SyntheticPast:
 
     caches: tuple[CacheInfo, ...]
     rows: Cache  # [1,Hkv,P,D] per layer
-    heads: Heads
-    table: tuple[NDArray[np.float64], float]  # of rotated keys
+    heads: tuple[Heads, ...]  # per layer
+    tables: tuple[tuple[NDArray[np.float64], float], ...]  # per layer, of rotated keys
 
     def past(self, start: int) -> Past:
         """What the layers hold of the tokens before position `start`."""
@@ -140,9 +152,10 @@ class SyntheticPast:
     def first(self, tokens: int) -> Cache:
         """The same as the package stores it: rotated keys at their absolute positions."""
         past = self.past(tokens)
+        parts = zip(past.keys, past.tokens, self.caches, self.heads, self.tables, strict=True)
         keys = tuple(
-            self.heads.rotated(key, self.table, positions) if cache.keys == "rotated" else key
-            for key, positions, cache in zip(past.keys, past.tokens, self.caches, strict=True)
+            heads.rotated(key, table, positions) if cache.keys == "rotated" else key
+            for key, positions, cache, heads, table in parts
         )
         return Cache(keys=keys, values=past.values, seen=tokens)
 
@@ -172,6 +185,7 @@ def pairwise_logits(
     lengths = settings.checked_lengths
     tables = {n: model.transformers_table(settings.scaling, n) for n in lengths}
     inv_freq, multiplier = model.transformers_table(settings.scaling, settings.scaling.target)
+    layer_tables = model.own_tables()
     del model  # one model in memory at a time
     for precision in settings.peers:
         progress.stage(f"running PyTorch in {precision}")
@@ -195,6 +209,7 @@ def pairwise_logits(
         inv_freq=inv_freq,
         multiplier=multiplier,
         tables=tables,
+        layer_tables=layer_tables,
     )
 
 
@@ -256,7 +271,10 @@ def _synthetic(
         caches=settings.caches,
         rows=synthetic_cache(sample, kept, settings.weights),
         heads=model.heads,
-        table=settings.float64_table(settings.scaling.target),
+        tables=tuple(
+            settings.layer_table(layer)(settings.scaling.target)
+            for layer in range(len(settings.caches))
+        ),
     )
 
 

@@ -74,7 +74,8 @@ class References:
     """What the package's side is compared with; a probe follows the beginning of `cache`.
 
     `chunks` and `decode` are given where the frequencies follow the length, else they are the
-    prefill's. `tables`: transformers' inv_freq [F] and multiplier by rope length.
+    prefill's. `tables`: transformers' inv_freq [F] and multiplier by rope length;
+    `layer_tables`: those of layers of a kind of their own.
     """
 
     tokens: Ints  # [N] of the prefill
@@ -87,6 +88,7 @@ class References:
     inv_freq: Floats
     multiplier: float
     tables: Mapping[int, tuple[Floats, float]] = field(default_factory=dict)
+    layer_tables: tuple[tuple[Floats, float] | None, ...] = ()
 
 
 def random_tokens(count: int, vocab: int) -> Ints:

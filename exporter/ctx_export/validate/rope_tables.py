@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,9 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.core.manifest import Manifest
+from ctx_export.core.rope_settings import WHOLE
 from ctx_export.scaling._length_table import LengthTable
 from ctx_export.validate.rope_parameters import Scaling
-from ctx_export.validate.torch_reference import HuggingFaceRope, hugging_face_rope, own_rotary
+from ctx_export.validate.torch_reference import (
+    HuggingFaceRope,
+    has_kinds,
+    hugging_face_rope,
+    main_rope,
+    own_rotary,
+)
 
 Floats = NDArray[np.float32]
 # inv_freq [F] in radians per token and the multiplier.
@@ -60,7 +68,27 @@ def transformers_table(kind: type, config: Any, scaling: Scaling, length: int) -
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     rotary = own_rotary(kind, config, rope_at(scaling, config, length))
-    if rotary.config.rope_parameters["rope_type"] != "dynamic":
-        return rotary.inv_freq.numpy().copy(), float(rotary.attention_scaling)
-    table, multiplier = ROPE_INIT_FUNCTIONS["dynamic"](rotary.config, seq_len=length)
+    if main_rope(rotary.config)["rope_type"] != "dynamic":
+        return held_table(rotary, WHOLE if has_kinds(config) else "")
+    flat = copy.copy(rotary.config)
+    flat.rope_parameters = main_rope(rotary.config)
+    table, multiplier = ROPE_INIT_FUNCTIONS["dynamic"](flat, seq_len=length)
     return table.numpy().copy(), float(multiplier)
+
+
+def held_table(rotary: Any, kind: str) -> Table:
+    """A rotary module's table, of one kind of layers where it has several."""
+    prefix = f"{kind}_" if kind else ""
+    inv_freq = getattr(rotary, f"{prefix}inv_freq").numpy().copy()
+    return inv_freq, float(getattr(rotary, f"{prefix}attention_scaling"))
+
+
+def own_tables(manifest: Manifest) -> tuple[Table | None, ...]:
+    """Per layer the table of its own, None where it has the package's."""
+    held = manifest.scaling.get("layers") or [None] * len(manifest.layers)
+    return tuple(
+        None
+        if own is None
+        else (np.asarray(own["inv_freq"], np.float32), float(own["multiplier"]))
+        for own in held
+    )

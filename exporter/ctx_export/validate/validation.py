@@ -24,7 +24,7 @@ from ctx_export.validate.positions import ValidationPlan, default_budget, make_p
 from ctx_export.validate.reference_side import References, ReferenceSettings, reference_logits
 from ctx_export.validate.report import EngineSection, ValidationReport
 from ctx_export.validate.rope_parameters import Scaling
-from ctx_export.validate.rope_tables import package_table
+from ctx_export.validate.rope_tables import own_tables, package_table
 from ctx_export.validate.synthetic import cache_bytes
 
 _CPU = "CPUExecutionProvider"
@@ -158,6 +158,9 @@ def _table_errors(manifest: Manifest, references: References) -> dict[str, float
     held = (_inv_freq(manifest), float(manifest.scaling["multiplier"]))
     pairs = [(held, (references.inv_freq, references.multiplier))]
     pairs += [(table(length), theirs) for length, theirs in references.tables.items()]
+    for own, of_kind in zip(own_tables(manifest), references.layer_tables, strict=False):
+        if own is not None and of_kind is not None:
+            pairs.append((own, of_kind))
     frequency = [relative_difference(ours[0], theirs[0]) for ours, theirs in pairs]
     multiplier = [abs(ours[1] / theirs[1] - 1) for ours, theirs in pairs]
     # np.max, unlike max, keeps an error that is no number.

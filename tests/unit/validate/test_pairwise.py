@@ -152,8 +152,12 @@ def synthetic(checkpoint: Path, rows: list[int]) -> tuple[SyntheticPast, Cache]:
         for _ in range(2)
     )
     given = Cache(keys=keys, values=values)
-    heads = PairwiseReference(checkpoint, [causal] * 2, table).heads
-    return SyntheticPast(caches=CACHES, rows=given, heads=heads, table=table(1)), given
+    heads, _ = PairwiseReference(checkpoint, [causal] * 2, table).heads
+    layers = len(CACHES)
+    past = SyntheticPast(
+        caches=CACHES, rows=given, heads=(heads,) * layers, tables=(table(1),) * layers
+    )
+    return past, given
 
 
 @pytest.mark.parametrize(
