@@ -159,7 +159,7 @@ def _write_model(
         max_context=planned.max_context,
         max_batch=planned.max_batch,
         max_chunk=planned.max_chunk,
-        cache=planned.cache,
+        layers=planned.caches,
         precision=planned.precision,
         io=planned.io,
         weights={"files": list(stored.files), "storage": stored.storage},

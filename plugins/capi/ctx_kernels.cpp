@@ -57,6 +57,11 @@ CtxStatus call(CParams const* given, void* stream, ctx::LaunchResult (*launcher)
 
 } // namespace
 
+CtxStatus ctxRotaryFrequencies(CtxRotaryFrequenciesParams const* params, void* stream)
+{
+    return call(params, stream, ctx::launchRotaryFrequencies);
+}
+
 CtxStatus ctxScaledRotaryEmbedding(CtxScaledRotaryEmbeddingParams const* params, void* stream)
 {
     return call(params, stream, ctx::launchScaledRotaryEmbedding);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/common/runtime.h"
+#include "kernels/rotary_frequencies/rotary_frequencies_params.h"
 #include "kernels/scaled_rotary_embedding/scaled_rotary_embedding_params.h"
 #include "kernels/sink_window_attention/sink_window_attention_params.h"
 
@@ -35,6 +36,7 @@ struct LaunchResult
     }
 };
 
+LaunchResult launchRotaryFrequencies(RotaryFrequenciesParams const& params, cudaStream_t stream);
 LaunchResult launchScaledRotaryEmbedding(ScaledRotaryEmbeddingParams const& params, cudaStream_t stream);
 LaunchResult launchSinkWindowAttention(SinkWindowAttentionParams const& params, cudaStream_t stream);
 

@@ -12,6 +12,7 @@
 // initLibNvInferPlugins is the entry of TensorRT's own plugins; no loader asks another library for it.
 
 #include "trt/log.h"
+#include "trt/rotary_frequencies_plugin.h"
 #include "trt/scaled_rotary_embedding_plugin.h"
 #include "trt/sink_window_attention_plugin.h"
 
@@ -19,9 +20,11 @@
 
 CTX_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators)
 {
+    static ctx::PluginCreator<ctx::RotaryFrequenciesPlugin> rotaryFrequencies;
     static ctx::PluginCreator<ctx::ScaledRotaryEmbeddingPlugin> scaledRotaryEmbedding;
     static ctx::PluginCreator<ctx::SinkWindowAttentionPlugin> sinkWindowAttention;
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&scaledRotaryEmbedding, &sinkWindowAttention};
+    static nvinfer1::IPluginCreatorInterface* const creators[]
+        = {&rotaryFrequencies, &scaledRotaryEmbedding, &sinkWindowAttention};
     nbCreators = static_cast<int32_t>(std::size(creators));
     return creators;
 }

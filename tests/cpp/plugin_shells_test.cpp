@@ -214,6 +214,22 @@ Node rotaryNode()
     return node;
 }
 
+// Two sequences, of which the first is before the threshold and without growth.
+Node frequenciesNode()
+{
+    constexpr int64_t kPAIRS = 5;
+    Node node;
+    node.plugin = create("RotaryFrequencies", {});
+    node.inputs.push_back(integers({kBATCH}, {4096, 131072}));
+    node.inputs.push_back(floats({4, 2, kPAIRS}, 1));
+    node.inputs.push_back(floats({7, 2}, 2));
+    float const scalars[] = {5000, 0, 1.0F / 4096, 0, 0.25F, 0, 1.5F, 0, 2.5F, 0, 0.1F, 0, 0.05F, 0};
+    node.inputs[2].floats.assign(std::begin(scalars), std::end(scalars));
+    node.outputs.push_back(floats({kBATCH, kPAIRS}, 3));
+    node.outputs.push_back(floats({kBATCH}, 4));
+    return node;
+}
+
 // With every optional input, in a bounded cache.
 Node attentionNode()
 {
@@ -314,10 +330,31 @@ void rotaryEqualsTheKernel()
     CHECK(node.outputs[0].floats == same.outputs[0].floats);
 }
 
+void frequenciesEqualTheKernel()
+{
+    Node node = frequenciesNode();
+    CHECK(node.onShapeChange() == 0);
+    CHECK(node.enqueue().first == 0);
+    Node same = frequenciesNode();
+    CtxRotaryFrequenciesParams params{};
+    params.size = sizeof(params);
+    params.ropeLength = same.inputs[0].integers.data();
+    params.tables = same.inputs[1].floats.data();
+    params.scalars = same.inputs[2].floats.data();
+    params.inverseFrequency = same.outputs[0].floats.data();
+    params.multiplier = same.outputs[1].floats.data();
+    params.batch = kBATCH;
+    params.pairs = 5;
+    CHECK(ctxRotaryFrequencies(&params, nullptr) == CTX_STATUS_SUCCESS);
+    CHECK(node.outputs[0].floats == same.outputs[0].floats);
+    CHECK(node.outputs[1].floats == same.outputs[1].floats);
+    CHECK(node.outputs[1].floats != frequenciesNode().outputs[1].floats);
+}
+
 // The first call may: the host's blocks and threads are made then.
 void enqueueAllocatesNothing()
 {
-    Node nodes[] = {attentionNode(), rotaryNode()};
+    Node nodes[] = {attentionNode(), rotaryNode(), frequenciesNode()};
     for (Node& node : nodes)
     {
         CHECK(node.enqueue().first == 0);
@@ -382,6 +419,41 @@ void failuresReachTheLogger()
     }
 }
 
+// It has no attributes: no list of fields, and one that is null, both make the plugin.
+void aPluginWithoutAttributesSerialisesNone()
+{
+    Node const node = frequenciesNode();
+    CHECK(node.runtime().getFieldsToSerialize()->nbFields == 0);
+    nvinfer1::IPluginCreatorV3One* const creator = findCreator("RotaryFrequencies");
+    CHECK(creator->getFieldNames()->nbFields == 0);
+    std::unique_ptr<nvinfer1::IPluginV3> const bare{
+        creator->createPlugin("node", nullptr, nvinfer1::TensorRTPhase::kBUILD)};
+    CHECK(bare != nullptr);
+    std::unique_ptr<nvinfer1::IPluginV3> const copy{node.runtime().attachToContext(nullptr)};
+    CHECK(copy != nullptr);
+}
+
+// B and F are believed; all other sizes of tables and scalars are fixed.
+void tablesOfOtherShapesAreRefused()
+{
+    char const* const names[] = {"rope_length", "tables", "scalars"};
+    std::pair<size_t, int32_t> const wrong[] = {{1, 0}, {1, 1}, {2, 0}, {2, 1}};
+    for (auto const& [input, axis] : wrong)
+    {
+        Node node = frequenciesNode();
+        ++node.inputs[input].desc.dims.d[axis];
+        std::string const text = loggedBy(11, node, [](Node& failing) { return failing.onShapeChange(); });
+        CHECK(contains(text, ("input " + std::string{names[input]} + " has shape [").c_str()));
+    }
+    for (size_t input = 0; input < 3; ++input)
+    {
+        Node node = frequenciesNode();
+        ++node.inputs[input].desc.dims.nbDims;
+        std::string const text = loggedBy(11, node, [](Node& failing) { return failing.onShapeChange(); });
+        CHECK(contains(text, ("input " + std::string{names[input]} + " has ").c_str()));
+    }
+}
+
 // Every input once with a size of two more, and the input that is blamed: q, past_key and x are believed.
 void shapesThatDisagreeAreRefused()
 {
@@ -411,10 +483,13 @@ int main(int argc, char** argv)
     std::map<std::string, void (*)()> const cases{
         {"attention_equals_the_kernel", attentionEqualsTheKernel},
         {"rotary_equals_the_kernel", rotaryEqualsTheKernel},
+        {"frequencies_equal_the_kernel", frequenciesEqualTheKernel},
         {"enqueue_allocates_nothing", enqueueAllocatesNothing},
         {"serialised_fields_make_the_same_plugin", serialisedFieldsMakeTheSamePlugin},
+        {"a_plugin_without_attributes_serialises_none", aPluginWithoutAttributesSerialisesNone},
         {"failures_reach_the_logger", failuresReachTheLogger},
         {"shapes_that_disagree_are_refused", shapesThatDisagreeAreRefused},
+        {"tables_of_other_shapes_are_refused", tablesOfOtherShapesAreRefused},
     };
     auto const found = cases.find(argc == 2 ? argv[1] : "");
     if (found == cases.end())

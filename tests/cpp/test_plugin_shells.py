@@ -13,10 +13,13 @@ from tests.kernels.host_build import build
 CASES = [
     "attention_equals_the_kernel",
     "rotary_equals_the_kernel",
+    "frequencies_equal_the_kernel",
     "enqueue_allocates_nothing",
     "serialised_fields_make_the_same_plugin",
+    "a_plugin_without_attributes_serialises_none",
     "failures_reach_the_logger",
     "shapes_that_disagree_are_refused",
+    "tables_of_other_shapes_are_refused",
 ]
 
 

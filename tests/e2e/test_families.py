@@ -21,6 +21,7 @@ from ctx_export.core.errors import UserError
 from ctx_export.core.recipe import Recipe
 from ctx_export.frontends.checkpoint import read_checkpoint
 from ctx_export.frontends.source import Source
+from ctx_export.ops.reference import rotary_frequencies
 from ctx_export.pipeline import export_source, load_source, plan
 from ctx_export.runtime.session import Session
 from tests.support.families import (
@@ -235,14 +236,19 @@ def test_a_ragged_batch_equals_transformers_row_by_row(name, lab):
         assert_agrees(logits, reference)
 
 
-def baked_table(package: Path) -> tuple[np.ndarray, float]:
-    """What the graph of a package rotates with."""
+def baked_table(package: Path, length: int) -> tuple[np.ndarray, float]:
+    """What the graph of a package rotates with at a rope length."""
     model = onnx.load(package / "model.onnx", load_external_data=False)
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    inv_freq, multiplier = (
-        onnx.numpy_helper.to_array(held[f"rope.{name}"], str(package))
-        for name in ("inv_freq", "multiplier")
-    )
+    held = {
+        tensor.name.removeprefix("rope."): onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.name.startswith("rope.")
+    }
+    if "tables" in held:
+        table = rotary_frequencies(np.array([length]), held["tables"], held["scalars"])
+        inv_freq, multiplier = (values.astype(np.float32) for values in table)
+    else:
+        inv_freq, multiplier = held["inv_freq"], held["multiplier"]
     assert inv_freq.shape[0] == 1 and multiplier.shape == (1,)
     return inv_freq[0], float(multiplier[0])
 
@@ -268,7 +274,7 @@ def assert_same_table(table: tuple[np.ndarray, float], expected: tuple[np.ndarra
 def test_the_graph_s_frequencies_are_transformers_own(case, lab):
     length = case.method.lengths[0]
     expected = transformers_table(lab.checkpoint, case.method.rope, length)
-    assert_same_table(baked_table(case.package), expected)
+    assert_same_table(baked_table(case.package, length), expected)
 
 
 def test_no_two_methods_have_the_same_logits(lab):

@@ -20,6 +20,7 @@ GUARD_BYTES = 256
 GUARD = 0xA5
 
 _POINTERS = {
+    "frequencies": ("ropeLength", "tables", "scalars", "inverseFrequency", "multiplier"),
     "rotary": ("x", "positions", "inverseFrequency", "multiplier", "y"),
     "attention": (
         *("query", "key", "value", "pastKey", "pastValue", "seen", "newTokens", "sinkQuery"),
@@ -37,6 +38,9 @@ def _integers(*names: str) -> list[tuple[str, Any]]:
     return [(name, ctypes.c_int64) for name in names]
 
 
+FrequenciesParams = _struct(
+    "CtxRotaryFrequenciesParams", _POINTERS["frequencies"], _integers("batch", "pairs")
+)
 RotaryParams = _struct(
     "CtxScaledRotaryEmbeddingParams",
     _POINTERS["rotary"],

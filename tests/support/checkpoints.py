@@ -29,6 +29,7 @@ def edit_config(checkpoint: Path, **entries: Any) -> None:
 
 def split_shards(checkpoint: Path) -> list[Path]:
     """Replace the checkpoint's single file by two shards and an index."""
+    import ml_dtypes  # noqa: F401, teaches numpy bfloat16
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(checkpoint / "model.safetensors")

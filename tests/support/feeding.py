@@ -17,10 +17,13 @@ def opened(package: Path, **options: Any) -> Session:
 
 
 def fed(session: Session, ids: np.ndarray, pieces: Sequence[int]) -> np.ndarray:
-    """Logits [N,V] of one sequence fed in `pieces`; the last one is what is left."""
+    """Logits [N,V] of one sequence fed in `pieces`; the last one is what is left.
+
+    Its whole length is planned, as a single forward over it would have it.
+    """
     session.reset()
     ends = [*np.cumsum(pieces), len(ids)]
-    parts = [session.feed(ids[None, a:b])[0] for a, b in pairwise([0, *ends])]
+    parts = [session.feed(ids[None, a:b], len(ids))[0] for a, b in pairwise([0, *ends])]
     return np.concatenate(parts)
 
 
@@ -33,7 +36,8 @@ def decode_pieces(length: int, border: int) -> list[int]:
 
 
 def fed_raggedly(session: Session, rows: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
-    """Logits [N,V] of three rows of tokens, all fed together and each in pieces of its own."""
+    """Logits [N,V] of three rows of tokens, all fed together and each in pieces of its own; each
+    row's length is planned."""
     plans = ((60, 1, 0, 100, 200), (9, 1, 40, 1, 200), (1, 1, 70, 0, 200))
     done = np.zeros(len(lengths), np.int64)
     parts: list[list[np.ndarray]] = [[] for _ in lengths]
@@ -42,7 +46,7 @@ def fed_raggedly(session: Session, rows: np.ndarray, lengths: Sequence[int]) -> 
         ids = np.zeros((len(lengths), max(counts.max(), 1)), np.int64)
         for row, count in enumerate(counts):
             ids[row, :count] = rows[row, done[row] : done[row] + count]
-        logits = session.feed(ids, lengths=counts.tolist())
+        logits = session.feed(ids, list(lengths), lengths=counts.tolist())
         for row, count in enumerate(counts):
             parts[row].append(logits[row, :count])
         done += counts

@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,9 @@ from numpy.typing import NDArray
 
 from ctx_export.core.manifest import Manifest
 from ctx_export.runtime.session import Session, open_session
+from tools.bench.measure import machine, spread
 
+PACKAGES = ("onnxruntime", "torch", "transformers", "numpy")
 Caches = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
@@ -51,7 +50,7 @@ def main() -> None:
     with open_session(options.package, threads=options.threads) as session:
         for context in options.contexts:
             rows += _compare(session, transformers, manifest, context, options)
-    report = {"machine": _machine(options.threads), "rows": [asdict(row) for row in rows]}
+    report = {"machine": machine(options.threads, PACKAGES), "rows": [asdict(row) for row in rows]}
     _print(report, rows)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -128,34 +127,15 @@ def _synthetic(manifest: Manifest, context: int) -> Caches:
 
 
 def _row(side: str, context: int, times: list[float]) -> Row:
-    low, high = np.quantile(times, [0.1, 0.9])
+    median, low, high = spread(times)
     return Row(
         side=side,
         context=context,
-        median_ms=round(statistics.median(times), 4),
-        p10_ms=round(float(low), 4),
-        p90_ms=round(float(high), 4),
+        median_ms=median,
+        p10_ms=low,
+        p90_ms=high,
         tokens=len(times),
     )
-
-
-def _machine(threads: int) -> dict[str, Any]:
-    packages = ("onnxruntime", "torch", "transformers", "numpy")
-    return {
-        "processor": _processor(),
-        "threads": threads,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _print(report: dict[str, Any], rows: list[Row]) -> None:

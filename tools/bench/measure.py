@@ -1,14 +1,21 @@
-"""Time, peak memory and disk of a command, measured from outside it."""
+"""What benchmarks share: a command's time, memory and disk, spreads, and where they ran."""
 
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import ArrayLike
 
 _POLL_SECONDS = 0.02
 _KIB = 1024
@@ -55,6 +62,52 @@ def added_bytes(directory: Path, existing: Path) -> int:
     return sum(size for key, size in added.items() if key not in known)
 
 
+def spread(values: ArrayLike) -> tuple[float, float, float]:
+    """Median, 10th and 90th percentile, to four decimals."""
+    low, middle, high = np.quantile(np.asarray(values, np.float64), [0.1, 0.5, 0.9])
+    return round(float(middle), 4), round(float(low), 4), round(float(high), 4)
+
+
+def numbers(text: str, what: str, *, least: int, most: int | None = None) -> list[int]:
+    """The numbers of an option such as "256,512"; click.UsageError where one is out of range."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.UsageError(f"{what} is {text!r}: give numbers such as 16,32") from None
+    if min(found) < least or (most is not None and max(found) > most):
+        limits = f"at least {least}" + (f" and at most {most}" if most is not None else "")
+        raise click.UsageError(f"{what} is {text!r}: give numbers of {limits}")
+    return found
+
+
+def machine(threads: int, packages: Sequence[str]) -> dict[str, Any]:
+    """Where a benchmark ran: processor, threads, versions of Python and of `packages`."""
+    return {
+        "processor": _processor(),
+        "threads": threads,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process (VmRSS); 0 where there is no such process or no /proc."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def _stats(directory: Path) -> Iterable[os.stat_result]:
     return [path.lstat() for path in directory.rglob("*") if path.is_file()]
 
@@ -70,7 +123,7 @@ class _Sampler(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(_POLL_SECONDS):
-            self.peak_bytes = max(self.peak_bytes, sum(map(_resident, _tree(self._pid))))
+            self.peak_bytes = max(self.peak_bytes, sum(map(resident_bytes, _tree(self._pid))))
 
     def stop(self) -> None:
         self._done.set()
@@ -87,11 +140,3 @@ def _tree(pid: int) -> list[int]:
             except OSError:
                 continue  # the thread has just ended
     return found
-
-
-def _resident(pid: int) -> int:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0  # the process has just ended
-    return pages * os.sysconf("SC_PAGE_SIZE")

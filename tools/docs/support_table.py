@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 
+from ctx_export.cache import policies
+from ctx_export.cache.base import Policy
 from ctx_export.scaling import methods
 from ctx_export.scaling.base import Method
 
@@ -21,21 +23,27 @@ END = "<!-- end of methods -->\n"
 
 
 def table() -> str:
-    """One row per method: names, what it does, its parameters by Hugging Face's keys, source."""
+    """One row per method, tables first, then cache policies: names, what it does, its parameters
+    (of tables by Hugging Face's keys), source."""
     lines = ["| `--method` | what it does | parameters | source |", "|---|---|---|---|"]
-    lines += [_row(method) for method in methods().values()]
+    lines += [_row(method, _keys(method)) for method in methods().values()]
+    for policy in policies().values():
+        options = ["--window"] if policy.default_sinks == 0 else ["--sinks", "--window"]
+        lines.append(_row(policy, options))
     return "\n".join(lines) + "\n"
 
 
-def _row(method: Method) -> str:
-    names = f"`{method.name}`"
-    if method.aliases:
-        names += " (" + ", ".join(f"`{alias}`" for alias in method.aliases) + ")"
+def _keys(method: Method) -> list[str]:
     keys = [field.name for field in fields(method.parameters)]
-    if method.uses_factor:
-        keys.insert(0, "factor")
+    return ["factor", *keys] if method.uses_factor else keys
+
+
+def _row(entry: Method | Policy, keys: list[str]) -> str:
+    names = f"`{entry.name}`"
+    if entry.aliases:
+        names += " (" + ", ".join(f"`{alias}`" for alias in entry.aliases) + ")"
     parameters = ", ".join(f"`{key}`" for key in keys) or "none"
-    return f"| {names} | {method.summary.rstrip('.')} | {parameters} | {method.source} |"
+    return f"| {names} | {entry.summary.rstrip('.')} | {parameters} | {entry.source} |"
 
 
 def updated(text: str) -> str:

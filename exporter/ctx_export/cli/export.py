@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ctx_export import cache as cache_policies
 from ctx_export.cli.common import Size, command, echo_json, json_option, terminal_progress
 from ctx_export.core.errors import ValidationFailed
 from ctx_export.core.model_spec import PRECISIONS
@@ -31,7 +32,8 @@ def scaling_options(function: Decorated) -> Decorated:
         click.option(
             "--method",
             metavar="NAME",
-            help=f"Scaling method: {', '.join(names())}. [default: the checkpoint's own]",
+            help=f"Scaling method: {', '.join(names())}; or cache policy: "
+            f"{', '.join(cache_policies.names())}. [default: the checkpoint's own]",
         ),
         click.option(
             "--target",
@@ -47,12 +49,13 @@ def scaling_options(function: Decorated) -> Decorated:
         click.option(
             "--sinks",
             type=Size(zero=True),
-            help="First tokens that every token sees. [default: 0]",
+            help="First tokens that every token sees. [default: the policy's]",
         ),
         click.option(
             "--window",
             type=Size(zero=True),
-            help="Tokens a token sees back, itself included; 0: all. [default: 0]",
+            help="Tokens a token sees back, itself included, in a cache of fixed size; 0: all. "
+            "[default: the policy's, else all]",
         ),
     )
     return _apply(options, function)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,23 +31,20 @@ def main(path: Path, as_json: bool) -> None:
 
 
 def _package(report: Mapping[str, Any]) -> Iterator[Row]:
-    cache, scaling = report["cache"], report["scaling"]
+    scaling, maximum = report["scaling"], report["max_context"]
     yield "package", report["path"]
     yield "model", _model(report["model"])
     yield "method", f"{report['method']}, factor {report['factor']:g}"
     yield "scaling", _scaling(scaling)
     yield (
         "context",
-        f"{format_size(report['max_context'])} tokens, trained on "
-        f"{report['model'].get('original_context', '?')}",
+        (f"{format_size(maximum)} tokens" if maximum else "any number of tokens")
+        + f", trained on {report['model'].get('original_context', '?')}",
     )
     yield "limits", f"{report['max_batch']} sequences, {report['max_chunk']} new tokens a call"
-    yield (
-        "cache",
-        f"{cache['policy']}, {cache['capacity']} slots, sinks {cache['sinks']}, window "
-        f"{cache['window']}, keys {cache['keys']}",
-    )
-    yield "KV cache", f"{format_bytes(cache['bytes_per_sequence'])} per sequence"
+    for told, layers in Counter(map(_cache, report["layers"])).items():
+        yield "cache", f"{told}, {layers} layer{'s' * (layers != 1)}"
+    yield "KV cache", f"{format_bytes(report['cache_bytes_per_sequence'])} per sequence"
     yield "precision", report["precision"]
     yield "weights", f"{report['weights'].get('storage', '?')}, {_files(report['weights'])}"
     yield "engine", _engine(report["engine"])
@@ -105,6 +103,13 @@ def _scaling(scaling: Mapping[str, Any]) -> str:
     parameters = scaling.get("parameters") or {}
     parts += [f"{key} {_short(value)}" for key, value in parameters.items() if value is not None]
     return ", ".join(parts)
+
+
+def _cache(cache: Mapping[str, Any]) -> str:
+    return (
+        f"{cache['policy']} ({cache['rule']}), {cache['capacity']} slots, sinks "
+        f"{cache['sinks']}, window {cache['window']}, keys {cache['keys']}"
+    )
 
 
 def _engine(engine: Mapping[str, Any] | None) -> str:

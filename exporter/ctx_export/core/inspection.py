@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.manifest import FILE_NAME, CacheInfo, Manifest
+from ctx_export.core.manifest import FILE_NAME, Manifest
 
 if TYPE_CHECKING:
     from ctx_export.core.rope_settings import RopeSettings
@@ -36,10 +36,8 @@ def inspect_path(path: Path) -> dict[str, Any]:
 def inspect_package(directory: Path) -> dict[str, Any]:
     """A package's manifest, with what its files say today: sizes and the plugin's checksum."""
     manifest = Manifest.load(directory)
-    report = {"kind": "package", "path": str(directory), **asdict(manifest)}
-    report["cache"]["bytes_per_sequence"] = cache_bytes(
-        manifest.model, manifest.cache, manifest.precision
-    )
+    report = {"kind": "package", "path": str(directory), **manifest.to_json()}
+    report["cache_bytes_per_sequence"] = cache_bytes(manifest)
     report["weights"] = {
         **manifest.weights,
         **_files(directory, manifest.weights.get("files") or ()),
@@ -52,11 +50,13 @@ def inspect_package(directory: Path) -> dict[str, Any]:
     return report
 
 
-def cache_bytes(model: Mapping[str, Any], cache: CacheInfo, precision: str) -> int:
-    """KV cache bytes of one sequence: 2 · layers · KV heads · head_dim · C · bytes per element."""
+def cache_bytes(manifest: Manifest) -> int:
+    """KV cache bytes of one sequence: the sum over layers of 2 · KV heads · head_dim · C · bytes
+    per element."""
     try:
-        sizes = (model["layers"], model["kv_heads"], model["head_dim"])
-        return int(2 * sizes[0] * sizes[1] * sizes[2] * cache.capacity * ELEMENT_BYTES[precision])
+        model, slots = manifest.model, sum(cache.capacity for cache in manifest.layers)
+        per_slot = 2 * model["kv_heads"] * model["head_dim"] * ELEMENT_BYTES[manifest.precision]
+        return int(per_slot * slots)
     except (KeyError, TypeError) as error:
         raise UserError(f"the manifest does not state {error}: export the package again") from None
 

@@ -40,15 +40,25 @@ class TensorInfo:
     layer: int = -1
 
 
+FULL, BOUNDED = "full", "bounded"  # slot = token up to a maximum; sinks and a ring
+CAUSAL = "causal"  # the rule of a cache that forgets nothing
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheInfo:
-    """Cache layout. `capacity` is the baked number of slots per sequence and layer."""
+    """Layout of one layer's cache. `capacity` is the baked number of slots per sequence.
 
-    policy: str  # full, bounded
+    Token t lies in slot t of a full cache; in a bounded one in slot t below `sinks` and in slot
+    sinks + (t − sinks) mod (capacity − sinks) from there on.
+    """
+
+    policy: str  # FULL or BOUNDED
     sinks: int
-    window: int
+    window: int  # tokens a query sees back, itself included; 0: all
     capacity: int
     keys: str  # rotated, unrotated
+    rule: str = CAUSAL  # or the cache policy's name
+    sink_position: int | None = None  # largest position at which queries meet the sinks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +68,13 @@ class Manifest:
     model: Mapping[str, Any]  # family, layers, heads, kv_heads, head_dim, vocab, original_context,
     # bos_token_id, eos_token_ids
     method: str
-    scaling: Mapping[str, Any]  # theta, rotary_dim, interleaved, parameters, multiplier, inv_freq
+    scaling: Mapping[str, Any]  # theta, rotary_dim, parameters, multiplier, inv_freq, and
+    # length_table, None where the frequencies do not follow the length
     factor: float
-    max_context: int
+    max_context: int | None  # None: bounded caches take any number of tokens
     max_batch: int
     max_chunk: int
-    cache: CacheInfo
+    layers: tuple[CacheInfo, ...]
     precision: str  # fp32, fp16, bf16
     io: tuple[TensorInfo, ...]
     weights: Mapping[str, Any]  # files, storage: linked | copied | converted
@@ -73,6 +84,13 @@ class Manifest:
     validation: Mapping[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
+    @property
+    def cache(self) -> CacheInfo:
+        """The cache that limits the package: a full one if any layer has one, else the smallest
+        ring's."""
+        full = [cache for cache in self.layers if cache.policy == FULL]
+        return full[0] if full else min(self.layers, key=lambda cache: cache.capacity)
+
     def of_role(self, role: str) -> tuple[TensorInfo, ...]:
         """Tensors of one role, ordered by layer."""
         return tuple(sorted((t for t in self.io if t.role == role), key=lambda t: t.layer))
@@ -80,8 +98,12 @@ class Manifest:
     def has_role(self, role: str) -> bool:
         return any(t.role == role for t in self.io)
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; `cache` repeats the limiting layer's for readers that want one."""
+        return {**asdict(self), "cache": asdict(self.cache)}
+
     def save(self, directory: Path) -> None:
-        text = json.dumps(asdict(self), indent=1, sort_keys=False)
+        text = json.dumps(self.to_json(), indent=1, sort_keys=False)
         (directory / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -109,7 +131,7 @@ class Manifest:
         known = {f.name for f in fields(cls)}
         try:
             values = {name: value for name, value in raw.items() if name in known}
-            values["cache"] = CacheInfo(**raw["cache"])
+            values["layers"] = tuple(CacheInfo(**layer) for layer in raw["layers"])
             values["io"] = tuple(
                 TensorInfo(**{**entry, "shape": tuple(entry["shape"])}) for entry in raw["io"]
             )

@@ -13,7 +13,9 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder's shape. `windows[i]` is layer i's own sliding window in tokens, 0 for none."""
+    """A decoder's shape. `windows[i]` is layer i's own sliding window in tokens, 0 for none;
+    `ropes[i]` its own position settings, where layers differ. A recipe's method replaces `rope`,
+    those of the layers that see farthest."""
 
     family: str  # the config's model_type
     layers: int
@@ -26,6 +28,7 @@ class ModelSpec:
     precision: str  # the checkpoint's own, one of PRECISIONS
     rope: RopeSettings
     windows: tuple[int, ...]
+    ropes: tuple[RopeSettings, ...] = ()
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -38,17 +41,26 @@ class ModelSpec:
                 f"{self.heads} query heads do not divide over {self.kv_heads} KV heads"
             )
 
+    def rope_of(self, layer: int) -> RopeSettings:
+        """Position settings of a layer."""
+        return self.ropes[layer] if self.ropes else self.rope
+
     @property
     def original_context(self) -> int:
         """Trained context L: the rope settings' own where they state one."""
         return self.rope.original_context or self.max_position_embeddings
 
-    def rotary_shape(self, original_context: int | None = None) -> RotaryShape:
-        """The rotation this model was trained with; `original_context` overrides the config's."""
+    def rotary_shape(
+        self, original_context: int | None = None, rope: RopeSettings | None = None
+    ) -> RotaryShape:
+        """The rotation that layers of the settings `rope` (default: the main ones) were trained
+        with; `original_context` overrides the config's."""
+        rope = rope or self.rope
+        own = rope.original_context or self.max_position_embeddings
         return RotaryShape(
             head_dim=self.head_dim,
-            rotary_dim=int(self.head_dim * self.rope.partial_rotary_factor),
-            theta=self.rope.theta,
-            original_context=original_context or self.original_context,
+            rotary_dim=int(self.head_dim * rope.partial_rotary_factor),
+            theta=rope.theta,
+            original_context=original_context or own,
             max_position_embeddings=self.max_position_embeddings,
         )

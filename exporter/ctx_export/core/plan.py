@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ctx_export.core.cache_plan import CacheLimits, cache_request, layer_caches
 from ctx_export.core.errors import UserError
-from ctx_export.core.manifest import CacheInfo, TensorInfo
+from ctx_export.core.manifest import BOUNDED, FULL, CacheInfo, TensorInfo
 from ctx_export.core.model_spec import ModelSpec
 from ctx_export.core.recipe import Recipe
+from ctx_export.core.rope_settings import RopeSettings
 from ctx_export.core.sizes import format_size
-from ctx_export.scaling import resolve
-from ctx_export.scaling.base import FrequencyTable
+from ctx_export.scaling import find, resolve
+from ctx_export.scaling._length_table import LengthTable
+from ctx_export.scaling.base import FrequencyTable, Method, Resolved, span_factor
 
 DTYPE_OF = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 BYTES_OF = {"fp32": 4, "fp16": 2, "bf16": 2}
+DEFAULT_CHUNK = 1024  # new tokens of one call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,22 +32,27 @@ class Plan:
     factor: float
     parameters: Mapping[str, Any]
     table: FrequencyTable
+    tables: tuple[FrequencyTable, ...]  # per layer: `table`, or its own where layers differ
+    length_table: LengthTable | None  # where frequencies follow the length; keys are unrotated
     theta: float
     original_context: int
-    max_context: int
+    max_context: int | None  # None: bounded caches take any number of tokens
     max_batch: int
     max_chunk: int
     precision: str
-    cache: CacheInfo
-    windows: tuple[int, ...]  # per layer, tokens, 0: unlimited
+    caches: tuple[CacheInfo, ...]  # per layer
     io: tuple[TensorInfo, ...]
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of one sequence's keys and values at full capacity (FORMULAS section 4)."""
-        spec = self.spec
-        per_slot = 2 * spec.layers * spec.kv_heads * spec.head_dim * BYTES_OF[self.precision]
-        return per_slot * self.cache.capacity
+        per_slot = 2 * self.spec.kv_heads * self.spec.head_dim * BYTES_OF[self.precision]
+        return per_slot * sum(cache.capacity for cache in self.caches)
+
+    @property
+    def has_sink_query(self) -> bool:
+        """Whether some layer's queries meet the sinks at another position than their own."""
+        return any(cache.sink_position is not None for cache in self.caches)
 
     def describe(self) -> str:
         """The plan for people, a line per decision."""
@@ -57,10 +67,12 @@ class Plan:
             f"{table.inv_freq.min():.6g} rad/token, multiplier {table.multiplier:.6g}"
             + "".join(f", {k} {_short(v)}" for k, v in table.details.items()),
             "context": f"{format_size(self.original_context)} trained, "
-            f"{format_size(self.max_context)} baked ({self.max_context} tokens)",
-            "cache": f"{self.cache.policy}, {self.cache.capacity} slots, {self.cache.keys} keys, "
-            f"{self.cache_bytes} bytes per sequence",
-            "windows": _windows(self.windows),
+            + (
+                f"{format_size(self.max_context)} baked ({self.max_context} tokens)"
+                if self.max_context is not None
+                else "any number of tokens"
+            ),
+            "cache": f"{describe_caches(self.caches)}, {self.cache_bytes} bytes per sequence",
             "precision": self.precision,
             "limits": f"batch {self.max_batch}, chunk {self.max_chunk}",
             "inputs": ", ".join(_signature(self.io, past=True)),
@@ -80,10 +92,24 @@ class Plan:
             "max_batch": self.max_batch,
             "max_chunk": self.max_chunk,
             "precision": self.precision,
-            "cache": {**asdict(self.cache), "bytes_per_sequence": self.cache_bytes},
-            "windows": list(self.windows),
+            "layers": [asdict(cache) for cache in self.caches],
+            "cache_bytes_per_sequence": self.cache_bytes,
             "io": [asdict(tensor) for tensor in self.io],
         }
+
+    def _own_tables(self) -> list[dict[str, Any] | None] | None:
+        """Per layer the table of its own, None where it has the package's; None for all."""
+        if all(table is self.table for table in self.tables):
+            return None
+        return [
+            None
+            if table is self.table
+            else {
+                "multiplier": table.multiplier,
+                "inv_freq": [float(f) for f in table.inv_freq],
+            }
+            for table in self.tables
+        ]
 
     def scaling_json(self) -> dict[str, Any]:
         """The manifest's `scaling` entry."""
@@ -93,57 +119,116 @@ class Plan:
             "parameters": dict(self.parameters),
             "multiplier": self.table.multiplier,
             "inv_freq": [float(f) for f in self.table.inv_freq],
+            "layers": self._own_tables(),
+            "length_table": None if self.length_table is None else self.length_table.to_json(),
         }
 
 
 def make_plan(spec: ModelSpec, recipe: Recipe) -> Plan:
     """Decide everything about `recipe` on a model; raises UserError for what cannot work."""
-    if recipe.sinks or recipe.window:
-        raise UserError(
-            f"sinks {recipe.sinks} and window {recipe.window}: bounded caches are not available "
-            "in this version; leave --sinks and --window out"
-        )
-    method = recipe.method or spec.rope.method
-    own = method == spec.rope.method
-    base = dict(spec.rope.parameters) if own else {}
-    if recipe.factor is not None or (recipe.method and recipe.target):
-        base.pop("factor", None) if method != "longrope" else None
     shape = spec.rotary_shape(recipe.original_context)
-    target = recipe.target or spec.max_position_embeddings
-    if target < shape.original_context:
+    request = cache_request(spec, recipe)
+    target = recipe.target or request.span or spec.max_position_embeddings
+    if recipe.target is not None or request.policy is None:
+        _check_target(target, shape.original_context)
+    method = find(recipe.method or spec.rope.method)
+    reach = max(target, shape.original_context)
+    if request.policy is not None and method.length_table is not None:
+        reach = max(reach, shape.original_context + 1)  # lengths are absolute and have no limit
+    resolved = _resolve_scaling(spec, recipe, method, reach)
+    if request.policy is not None and not method.bounded_cache:
         raise UserError(
-            f"target {target} is below the original context {shape.original_context}: give "
-            f"--target {shape.original_context} or more, or --original-context"
+            f"method {method.name} changes its frequencies with the length, which has no limit "
+            f"over a bounded cache: leave --sinks and --window out, or choose another method"
         )
-    resolved = resolve(
-        method,
-        shape,
+    if recipe.max_chunk is not None and request.policy is None and recipe.max_chunk > target:
+        raise UserError(
+            f"max_chunk is {recipe.max_chunk}, more than the target of {target} tokens: give "
+            f"--max-chunk {target} or less"
+        )
+    max_chunk = recipe.max_chunk or min(DEFAULT_CHUNK, target)
+    keys = "rotated" if resolved.length_table is None else "unrotated"
+    limits = CacheLimits(
+        target=target, max_chunk=max_chunk, keys=keys, may_bound=method.bounded_cache
+    )
+    caches = layer_caches(spec, request, limits)
+    precision = recipe.precision or spec.precision
+    return Plan(
+        spec=spec,
+        method=method.name,
+        factor=resolved.factor,
+        parameters={k: v for k, v in asdict(resolved.parameters).items() if v is not None},
+        table=resolved.table,
+        tables=_layer_tables(spec, resolved),
+        length_table=resolved.length_table,
+        theta=shape.theta,
+        original_context=shape.original_context,
+        max_context=target if any(cache.policy == FULL for cache in caches) else None,
+        max_batch=recipe.max_batch,
+        max_chunk=max_chunk,
+        precision=precision,
+        caches=caches,
+        io=package_io(spec, precision, caches, rope_length=resolved.length_table is not None),
+    )
+
+
+def _check_target(target: int, original_context: int) -> None:
+    if target < original_context:
+        raise UserError(
+            f"target {target} is below the original context {original_context}: give "
+            f"--target {original_context} or more, or --original-context"
+        )
+
+
+def _resolve_scaling(spec: ModelSpec, recipe: Recipe, method: Method, target: int) -> Resolved:
+    """`method` at `target`, with the checkpoint's own parameters where it is its own method."""
+    own = method.name == spec.rope.method
+    base = dict(spec.rope.parameters) if own else {}
+    replaced = recipe.factor is not None or (recipe.method and recipe.target)
+    if replaced and method.default_factor is span_factor:
+        base.pop("factor", None)  # another target has another factor
+    return resolve(
+        method.name,
+        spec.rotary_shape(recipe.original_context),
         target,
         recipe.factor,
         {**base, **recipe.parameters},
         where="rope_scaling" if own and not recipe.parameters else "scaling",
     )
-    precision = recipe.precision or spec.precision
-    max_chunk = min(recipe.max_chunk, target)
-    return Plan(
-        spec=spec,
-        method=resolved.method.name,
-        factor=resolved.factor,
-        parameters={k: v for k, v in asdict(resolved.parameters).items() if v is not None},
-        table=resolved.table,
-        theta=shape.theta,
-        original_context=shape.original_context,
-        max_context=target,
-        max_batch=recipe.max_batch,
-        max_chunk=max_chunk,
-        precision=precision,
-        cache=CacheInfo(policy="full", sinks=0, window=0, capacity=target, keys="rotated"),
-        windows=spec.windows,
-        io=package_io(spec, precision),
-    )
 
 
-def package_io(spec: ModelSpec, precision: str) -> tuple[TensorInfo, ...]:
+def _layer_tables(spec: ModelSpec, resolved: Resolved) -> tuple[FrequencyTable, ...]:
+    """The resolved table for layers of the main settings; the others keep what they were trained
+    with."""
+    own: dict[int, FrequencyTable] = {}
+    tables = []
+    for layer in range(spec.layers):
+        rope = spec.rope_of(layer)
+        if rope == spec.rope:
+            tables.append(resolved.table)
+            continue
+        if id(rope) not in own:
+            own[id(rope)] = _own_table(spec, rope)
+        tables.append(own[id(rope)])
+    return tuple(tables)
+
+
+def _own_table(spec: ModelSpec, rope: RopeSettings) -> FrequencyTable:
+    """The table of layers with settings of their own."""
+    shape = spec.rotary_shape(rope=rope)
+    reach = max(spec.max_position_embeddings, shape.original_context)
+    made = resolve(rope.method, shape, reach, None, rope.parameters, where="rope_scaling")
+    if made.length_table is not None:
+        raise UserError(
+            f"some kind of layer has settings of its own of type {rope.method}, which follows the "
+            "length of the text: only the layers that see every token may have those"
+        )
+    return made.table
+
+
+def package_io(
+    spec: ModelSpec, precision: str, caches: Sequence[CacheInfo], *, rope_length: bool
+) -> tuple[TensorInfo, ...]:
     """Graph inputs and outputs of a package, in graph order."""
     tokens = [
         TensorInfo(name="input_ids", dtype="int64", shape=("batch", "tokens"), role="input_ids"),
@@ -151,14 +236,23 @@ def package_io(spec: ModelSpec, precision: str) -> tuple[TensorInfo, ...]:
         TensorInfo(name="new", dtype="int64", shape=("batch",), role="new"),
         TensorInfo(name="logit_rows", dtype="int64", shape=("batch", "rows"), role="logit_rows"),
     ]
-    shape = ("batch", spec.kv_heads, "slots", spec.head_dim)
+    if rope_length:
+        tokens.append(
+            TensorInfo(name="rope_length", dtype="int64", shape=("batch",), role="rope_length")
+        )
+
+    def shape(layer: int) -> tuple[int | str, ...]:
+        """A ring's size is baked, a full cache grows."""
+        bounded = caches[layer].policy == BOUNDED
+        slots = caches[layer].capacity if bounded else "slots"
+        return ("batch", spec.kv_heads, slots, spec.head_dim)
 
     def cache(prefix: str, role: str) -> list[TensorInfo]:
         return [
             TensorInfo(
                 name=f"{prefix}.{layer}.{part}",
                 dtype=DTYPE_OF[precision],
-                shape=shape,
+                shape=shape(layer),
                 role=f"{role}_{part}",
                 layer=layer,
             )
@@ -185,10 +279,15 @@ def _signature(io: tuple[TensorInfo, ...], *, past: bool) -> list[str]:
     return [f"{t.name} {t.dtype}{list(t.shape)}" + (" …" if t.layer == 0 else "") for t in shown]
 
 
-def _windows(windows: tuple[int, ...]) -> str:
-    if not any(windows):
-        return "none"
-    return ", ".join(f"layer {i}: {w}" for i, w in enumerate(windows) if w)
+def describe_caches(caches: Sequence[CacheInfo]) -> str:
+    """Each kind of cache with the number of its layers."""
+    return "; ".join(f"{count} × {_cache(info)}" for info, count in Counter(caches).items())
+
+
+def _cache(info: CacheInfo) -> str:
+    seen = f"{info.window} tokens back" if info.window else "every token"
+    sinks = f"{info.sinks} sinks and " if info.sinks else ""
+    return f"{info.policy} ({info.rule}: {sinks}{seen}), {info.capacity} slots, {info.keys} keys"
 
 
 def _short(value: Any) -> str:

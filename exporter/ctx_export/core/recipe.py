@@ -23,8 +23,9 @@ ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx")
 class Recipe:
     """Everything a user can ask of an export. None means: as the checkpoint or the method says.
 
-    Raises UserError for values that cannot work with any model. `method` is stored by its own
-    name, whatever alias was given, and the parameters of a named method are checked and converted.
+    Raises UserError for values that cannot work with any model. `method` may name a scaling method
+    or a cache policy: it is stored as `method` or `cache` by its own name, whatever alias was
+    given. The parameters of a named scaling method are checked and converted.
     """
 
     model: str = "demo"  # checkpoint directory, hub id, .onnx file or "demo"
@@ -33,12 +34,13 @@ class Recipe:
     target: int | None = None  # tokens; None: the checkpoint's max_position_embeddings
     factor: float | None = None
     original_context: int | None = None
-    sinks: int = 0
-    window: int = 0
+    cache: str | None = None  # cache policy; None: what sinks and window ask for
+    sinks: int | None = None
+    window: int | None = None  # 0: every token is seen
     precision: str | None = None  # fp32, fp16, bf16; None: the checkpoint's own
     engine: str = "auto"  # auto, none, tensorrt, tensorrt-rtx
     max_batch: int = 1
-    max_chunk: int = 1024
+    max_chunk: int | None = None  # None: 1024, or the target where that is less
     parameters: Mapping[str, Any] = field(default_factory=dict)  # of the method, by HF key
     validate: bool = True
     tolerance: float | None = None  # None: 1e-3 of the logit scale in float32, else the rule
@@ -66,9 +68,15 @@ class Recipe:
             self._check_output(self.output)
 
     def _check_method(self, name: str) -> None:
+        from ctx_export import cache
         from ctx_export.scaling import find
         from ctx_export.scaling._parameters import check
 
+        policy = cache.find(name)
+        if policy is not None:
+            object.__setattr__(self, "cache", policy.name)
+            object.__setattr__(self, "method", None)
+            return
         method = find(name)
         if self.factor is not None and not method.uses_factor:
             raise UserError(
@@ -91,7 +99,7 @@ class Recipe:
         """Where the package goes if nobody says: ./MODEL-METHOD-TARGET."""
         name = Path(self.model).stem if self.model.endswith(".onnx") else _last_part(self.model)
         target = format_size(self.target) if self.target is not None else None
-        parts = (name, self.method or "as-trained", target)
+        parts = (name, self.method or (None if self.cache else "as-trained"), self.cache, target)
         return Path("-".join(part for part in parts if part))
 
 

@@ -45,8 +45,12 @@ _NOT_PARAMETERS = frozenset(
         *_WITHOUT_EFFECT,
     }
 )
-# Frequencies of a second kind of layer, beside `rope_theta` for the first.
-_PER_LAYER_KEYS = ("rope_local_base_freq", "local_rope_theta", "global_rope_theta")
+# Kinds of layers that a checkpoint's `layer_types` names: those that see every token and those
+# with a window.
+WHOLE, SLIDING = "full_attention", "sliding_attention"
+# Bases of a second kind of layer, beside `rope_theta` for the first.
+_LOCAL_THETA = "rope_local_base_freq"
+_PER_LAYER_KEYS = (_LOCAL_THETA, "local_rope_theta", "global_rope_theta")
 
 # What transformers 5 assumes where a config.json of that family does not say.
 DEFAULT_THETA = 10000.0
@@ -86,8 +90,68 @@ class RopeSettings:
 
 
 def read_rope_settings(config: Mapping[str, Any]) -> RopeSettings:
-    """The position settings of a raw config.json; raises UserError for what it cannot honour."""
-    _refuse_per_layer(config)
+    """The position settings of a raw config.json, of the layers that see every token where layers
+    differ; raises UserError for what it cannot honour."""
+    return main_settings(read_layer_rope_settings(config))
+
+
+def main_settings(by_kind: Mapping[str, RopeSettings]) -> RopeSettings:
+    """The settings that a scaling method replaces: those of the layers that see farthest."""
+    return by_kind.get(WHOLE) or next(iter(by_kind.values()))
+
+
+def read_layer_rope_settings(config: Mapping[str, Any]) -> dict[str, RopeSettings]:
+    """The position settings of a raw config.json by kind of layer, under "" where there is one
+    setting for all of them; raises UserError for what it cannot honour."""
+    by_kind = _by_kind(config)
+    if not by_kind:
+        return {"": _read_one(config)}
+    shared = {k: v for k, v in config.items() if k not in (*SPELLINGS, *_PER_LAYER_KEYS)}
+    shared.pop("rope_theta", None)
+    settings = {}
+    for kind, entries in by_kind.items():
+        try:
+            settings[kind] = _read_one({**shared, SPELLINGS[1]: entries})
+        except UserError as error:
+            raise UserError(f"layers of type {kind}: {error}") from None
+    return settings
+
+
+def _by_kind(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Entries per kind of layer: nested ones, or the older `rope_local_base_freq` for layers with
+    a window; empty where all layers share one setting."""
+    nested = [
+        (name, config[name])
+        for name in SPELLINGS
+        if isinstance(config.get(name), Mapping)
+        and any(isinstance(value, Mapping) for value in config[name].values())
+    ]
+    if len(nested) > 1:
+        raise UserError(
+            f"{SPELLINGS[0]} and {SPELLINGS[1]} both have settings per kind of layer: keep one"
+        )
+    if nested:
+        name, entries = nested[0]
+        given = {key: value for key, value in entries.items() if value is not None}
+        flat = [key for key, value in given.items() if not isinstance(value, Mapping)]
+        if flat:
+            raise UserError(
+                f"{name} has settings per kind of layer and beside them {', '.join(flat)}: move "
+                "those into each kind; correct config.json"
+            )
+        return given
+    local = config.get(_LOCAL_THETA)
+    if local is None:
+        return {}
+    whole = dict(config.get(SPELLINGS[1]) or config.get(SPELLINGS[0]) or {"rope_type": "default"})
+    if config.get("rope_theta") is not None:
+        whole.setdefault("rope_theta", config["rope_theta"])
+    return {WHOLE: whole, SLIDING: {"rope_type": "default", "rope_theta": local}}
+
+
+def _read_one(config: Mapping[str, Any]) -> RopeSettings:
+    """One setting, from both spellings and the top level."""
+    _refuse_unknown_bases(config)
     spelled = [(name, _spelling(config, name)) for name in SPELLINGS if config.get(name)]
     method = _method(spelled)
     theta = _one_value(config, spelled, "rope_theta", "rotary_emb_base")
@@ -111,23 +175,14 @@ def read_rope_settings(config: Mapping[str, Any]) -> RopeSettings:
 Spelled = Sequence[tuple[str, Mapping[str, Any]]]
 
 
-def _refuse_per_layer(config: Mapping[str, Any]) -> None:
-    """One setting for all layers is what is read so far."""
+def _refuse_unknown_bases(config: Mapping[str, Any]) -> None:
+    """Bases of some kind of layer in words that are not understood."""
     for key in _PER_LAYER_KEYS:
-        if config.get(key) is not None:
+        if key != _LOCAL_THETA and config.get(key) is not None:
             raise UserError(
-                f"{key} is {config[key]!r}: rotary settings that differ between kinds of layers "
-                "are not supported in this version; choose a model with one setting"
+                f"{key} is {config[key]!r}: this spelling of rotary settings that differ between "
+                "kinds of layers is not supported; write them into rope_parameters per layer type"
             )
-    for name in SPELLINGS:
-        entries = config.get(name)
-        if isinstance(entries, Mapping):
-            kinds = [key for key, value in entries.items() if isinstance(value, Mapping)]
-            if kinds:
-                raise UserError(
-                    f"{name} has settings per kind of layer ({', '.join(map(str, kinds))}): these "
-                    "are not supported in this version; choose a model with one setting"
-                )
 
 
 def _spelling(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

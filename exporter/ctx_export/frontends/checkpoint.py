@@ -10,7 +10,13 @@ from typing import Any
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.model_spec import PRECISIONS, ModelSpec
-from ctx_export.core.rope_settings import read_rope_settings
+from ctx_export.core.rope_settings import (
+    SLIDING,
+    WHOLE,
+    RopeSettings,
+    main_settings,
+    read_layer_rope_settings,
+)
 from ctx_export.frontends.shards import TensorLocation, read_shards
 
 _PRECISION_OF = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -120,6 +126,7 @@ def model_spec(config: Mapping[str, Any], precision: str) -> ModelSpec:
         raise UserError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     layers = _count(config, "num_hidden_layers")
     heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
+    ropes = read_layer_rope_settings(config)
     return ModelSpec(
         family=_text(config, "model_type"),
         layers=layers,
@@ -130,17 +137,47 @@ def model_spec(config: Mapping[str, Any], precision: str) -> ModelSpec:
         hidden=hidden,
         max_position_embeddings=_count(config, "max_position_embeddings"),
         precision=precision,
-        rope=read_rope_settings(config),
+        rope=main_settings(ropes),
         windows=_windows(config, layers),
+        ropes=_ropes(config, layers, ropes),
         bos_token_id=config.get("bos_token_id"),
         eos_token_ids=_ids(config.get("eos_token_id")),
     )
 
 
+def _ropes(
+    config: Mapping[str, Any], layers: int, ropes: Mapping[str, RopeSettings]
+) -> tuple[RopeSettings, ...]:
+    """Every layer's own position settings; empty where all share one."""
+    if "" in ropes:
+        return ()
+    types = _layer_types(config, layers)
+    if types is None:
+        raise UserError(
+            f"config.json has rotary settings for {', '.join(ropes)} and no layer_types: state "
+            "there which layer is of which kind"
+        )
+    missing = sorted(set(types) - set(ropes))
+    if missing:
+        raise UserError(f"config.json has no rotary settings for layers of type {missing[0]}")
+    return tuple(ropes[kind] for kind in types)
+
+
+def _layer_types(config: Mapping[str, Any], layers: int) -> list[str] | None:
+    """The kind of every layer where config.json states it."""
+    types = config.get("layer_types")
+    if types is None and config.get("sliding_window_pattern"):
+        every = _count(config, "sliding_window_pattern")  # each of so many layers sees all
+        types = [SLIDING if (layer + 1) % every else WHOLE for layer in range(layers)]
+    if types is not None and len(types) != layers:
+        raise UserError(f"config.json has {len(types)} layer_types for {layers} layers")
+    return types
+
+
 def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     """Every layer's own sliding window in tokens, 0 for none."""
     window = config.get("sliding_window") or 0
-    types = config.get("layer_types")
+    types = _layer_types(config, layers)
     if config.get("use_sliding_window") is False or not window:
         return (0,) * layers
     if types is None and "max_window_layers" in config and "use_sliding_window" in config:
@@ -148,9 +185,7 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
         return tuple(0 if layer < full else window for layer in range(layers))
     if types is None:
         return (window,) * layers
-    if len(types) != layers:
-        raise UserError(f"config.json has {len(types)} layer_types for {layers} layers")
-    return tuple(window if kind == "sliding_attention" else 0 for kind in types)
+    return tuple(window if kind == SLIDING else 0 for kind in types)
 
 
 def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

@@ -68,7 +68,8 @@ def _meta_decoder(checkpoint: Checkpoint, precision: str, kinds: Sequence[str]) 
     try:
         config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
         _check_windows(config, checkpoint)
-        _plain_rope(config, checkpoint)
+        _check_bases(config, checkpoint)
+        _plain_rope(config)
         config.num_hidden_layers = len(kinds)
         if getattr(config, "layer_types", None):
             config.layer_types = list(kinds)
@@ -106,13 +107,46 @@ def _check_windows(config: Any, checkpoint: Checkpoint) -> None:
             )
 
 
-def _plain_rope(config: Any, checkpoint: Checkpoint) -> None:
-    rope = checkpoint.spec.rope
-    config.rope_parameters = {
-        "rope_type": "default",
-        "rope_theta": rope.theta,
-        "partial_rotary_factor": rope.partial_rotary_factor,
-    }
+def _check_bases(config: Any, checkpoint: Checkpoint) -> None:
+    """What config.json leaves out, transformers fills in: both must come to the same rotations."""
+    for layer in range(checkpoint.spec.layers):
+        rope, read = checkpoint.spec.rope_of(layer), _own_rope(config, layer)
+        base = float(read.get("rope_theta", rope.theta))
+        if base != rope.theta:
+            raise UserError(
+                f"config.json states a rotary base of {rope.theta:g} for layer {layer} and "
+                f"transformers reads {base:g} from it: state rope_theta there, for each type of "
+                "layer where they differ"
+            )
+
+
+def _own_rope(config: Any, layer: int) -> Mapping[str, Any]:
+    """transformers' reading of a layer's rotary settings."""
+    entries = dict(config.rope_parameters or {})
+    if not _by_kind(entries):
+        return entries
+    return dict(entries[config.layer_types[layer]])
+
+
+def _by_kind(entries: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, Mapping) for value in entries.values())
+
+
+def _plain_rope(config: Any) -> None:
+    """Plain rotation in place of whatever scaling `config` has."""
+    entries = dict(config.rope_parameters or {})
+    if _by_kind(entries):
+        config.rope_parameters = {kind: _plain(dict(own)) for kind, own in entries.items()}
+    else:
+        config.rope_parameters = _plain(entries)
+
+
+def _plain(entries: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {"rope_theta": 10000.0, **entries}
+    plain = {"rope_type": "default", "rope_theta": kept["rope_theta"]}
+    if entries.get("rope_type") != "proportional" and entries.get("partial_rotary_factor"):
+        plain["partial_rotary_factor"] = entries["partial_rotary_factor"]
+    return plain
 
 
 def _export(decoder: torch.nn.Module) -> ir.Model:

@@ -44,6 +44,35 @@ def rotate(
     return y
 
 
+def rotary_frequencies(
+    rope_length: NDArray[np.int64], tables: NDArray[np.float32], scalars: NDArray[np.float32]
+) -> tuple[Array, Array]:
+    """(inv_freq [B,F], multiplier [B]) at `rope_length` [B]; see `ops.spec` for the rows.
+
+    `tables` [4,2,F] and `scalars` [7,2] hold every number as high and low part.
+    """
+    batch, pairs = len(rope_length), tables.shape[2]
+    inv_freq, multiplier = np.empty((batch, pairs)), np.empty(batch)
+    numbers = [float(high) + float(low) for high, low in scalars]
+    threshold, slope, offset, short_multiplier, long_multiplier, gain, gain_all = numbers
+    for b in range(batch):
+        length = int(rope_length[b])
+        growth = slope * length + offset
+        if growth < 1:
+            growth = 1.0
+        for i in range(pairs):
+            short, long, ramp, exponent = (
+                float(tables[row, 0, i]) + float(tables[row, 1, i]) for row in range(4)
+            )
+            kept = (1 - ramp) + ramp / growth
+            frequency = long if length > threshold else short
+            inv_freq[b, i] = frequency * kept * growth**exponent
+        log = np.log(growth)
+        chosen = long_multiplier if length > threshold else short_multiplier
+        multiplier[b] = chosen * (1 + gain * log) / (1 + gain_all * log)
+    return inv_freq, multiplier
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCase:
     """Inputs and attributes of one SinkWindowAttention call; see `ops.spec` for the shapes."""

@@ -34,6 +34,18 @@ SCALED_ROTARY_EMBEDDING = OperatorSpec(
     attributes={"rotary_dim": int, "interleaved": int},
 )
 
+ROTARY_FREQUENCIES = OperatorSpec(
+    name="RotaryFrequencies",
+    # rope_length [B] int64; tables [4,2,F] float32: short, long, ramp, exponent; scalars [7,2]
+    # float32: threshold, slope, offset, short_multiplier, long_multiplier, gain, gain_all.
+    # Each number is a float32 pair (high, low) whose sum keeps 48 bits, because TensorRT
+    # turns float64 tensors into float32.
+    inputs=("rope_length", "tables", "scalars"),
+    # inv_freq [B,F] float32, radians per token; multiplier [B] float32
+    outputs=("inv_freq", "multiplier"),
+    attributes={},
+)
+
 SINK_WINDOW_ATTENTION = OperatorSpec(
     name="SinkWindowAttention",
     # q [B,Hq,S,D], k and v [B,Hkv,S,D], past_* [B,Hkv,C,D], seen and new [B] int64
@@ -55,5 +67,6 @@ SINK_WINDOW_ATTENTION = OperatorSpec(
 )
 
 OPERATORS: dict[str, OperatorSpec] = {
-    spec.name: spec for spec in (SCALED_ROTARY_EMBEDDING, SINK_WINDOW_ATTENTION)
+    spec.name: spec
+    for spec in (SCALED_ROTARY_EMBEDDING, ROTARY_FREQUENCIES, SINK_WINDOW_ATTENTION)
 }

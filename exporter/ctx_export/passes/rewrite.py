@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
+from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.manifest import TensorInfo
+from ctx_export.core.manifest import BOUNDED, TensorInfo
 from ctx_export.core.plan import Plan, is_input
 from ctx_export.ops.attention import AttentionVariant, sink_window_attention
+from ctx_export.ops.frequencies import rotary_frequencies
 from ctx_export.ops.rotary import scaled_rotary_embedding
 from ctx_export.ops.spec import DOMAIN, OPSET_VERSION, PLUGIN_ATTRIBUTES
 from ctx_export.passes.locate import Site, locate
 from ctx_export.patterns.match import describe
+from ctx_export.scaling.base import FrequencyTable
 
 _DTYPES = {
     "float32": ir.DataType.FLOAT,
@@ -39,11 +43,15 @@ def rewrite(model: ir.Model, plan: Plan) -> None:
     values = {tensor.name: _value(tensor) for tensor in plan.io}
     _project_chosen_rows(graph, values["logit_rows"])
     shared = _shared_inputs(graph, plan, values)
+    variant = _variant(sites, plan)
     for site in sites:
-        _replace_site(graph, site, plan, values, shared)
+        _replace_site(graph, SiteInputs(site, plan, values, shared, variant))
     _set_interface(graph, plan, values)
     model.functions.clear()
-    for function in (scaled_rotary_embedding(), sink_window_attention(_variant(sites))):
+    functions = [scaled_rotary_embedding(), sink_window_attention(variant)]
+    if plan.length_table is not None:
+        functions.append(rotary_frequencies())
+    for function in functions:
         model.functions[function.identifier()] = function
     graph.opset_imports[DOMAIN] = OPSET_VERSION
     _clean(model)
@@ -57,9 +65,9 @@ def _value(tensor: TensorInfo) -> ir.Value:
 
 
 def _check_rotation(sites: Sequence[Site], plan: Plan) -> None:
-    """The table rotates as many dims as the graph does, unless the method widens the rotation."""
-    planned = 2 * len(plan.table.inv_freq)
+    """A table rotates as many dims as the graph does, unless the method widens the rotation."""
     for site in sites:
+        planned = 2 * len(plan.tables[site.layer].inv_freq)
         if planned != site.query.rotary_dim and planned != plan.spec.head_dim:
             raise UserError(
                 f"layer {site.layer} rotates {site.query.rotary_dim} dims, the {plan.method} "
@@ -67,87 +75,184 @@ def _check_rotation(sites: Sequence[Site], plan: Plan) -> None:
             )
 
 
-def _variant(sites: Sequence[Site]) -> AttentionVariant:
-    return AttentionVariant(softcap=any(site.attention.softcap for site in sites))
+def _variant(sites: Sequence[Site], plan: Plan) -> AttentionVariant:
+    """One body serves all sites: an input that any of them needs is given to every one."""
+    optional = ["sink_q"] if plan.has_sink_query else []
+    optional += ["inv_freq", "multiplier"] if plan.length_table is not None else []
+    return AttentionVariant(
+        optional=tuple(optional),
+        bounded=any(cache.policy == BOUNDED for cache in plan.caches),
+        softcap=any(site.attention.softcap for site in sites),
+    )
 
 
 def _shared_inputs(
     graph: ir.Graph, plan: Plan, values: dict[str, ir.Value]
 ) -> dict[str, ir.Value]:
-    """What all sites read: positions [B,S] = seen + 0…S-1, and the baked table."""
+    """What all sites read: positions [B,S] = seen + 0…S-1, those that meet the sinks where they
+    differ, and the frequencies, baked or made from the rope length."""
     tape = ir.tape.Tape()
+
+    def constant(value: object) -> ir.Value:
+        return tape.op("Constant", [], {"value": ir.tensor(np.asarray(value, np.int64))})
+
     input_ids = next(value for value in graph.inputs if value.name == "input_ids")
     tokens = tape.op("Shape", [input_ids], {"start": 1, "end": 2})
     count = tape.op("Squeeze", [tokens])
-    constants = {"zero": np.int64(0), "one": np.int64(1), "column": np.array([1], np.int64)}
-    held = {
-        name: tape.op("Constant", [], {"value": ir.tensor(np.asarray(value))})
-        for name, value in constants.items()
-    }
-    index = tape.op("Range", [held["zero"], count, held["one"]])
-    seen = tape.op("Unsqueeze", [values["seen"], held["column"]])
-    positions = tape.op("Add", [seen, index])
-    positions.name = "positions"
-    positions.dtype, positions.shape = ir.DataType.INT64, ir.Shape(("batch", "tokens"))
+    index = tape.op("Range", [constant(0), count, constant(1)])
+    seen = tape.op("Unsqueeze", [values["seen"], constant([1])])
+    shared = {"positions": tape.op("Add", [seen, index])}
+    for position in sorted({c.sink_position for c in plan.caches if c.sink_position is not None}):
+        name = _sink_positions(position)
+        shared[name] = tape.op("Min", [shared["positions"], constant(position)])
+    for name, value in shared.items():
+        value.name = name
+        value.dtype, value.shape = ir.DataType.INT64, ir.Shape(("batch", "tokens"))
+    shared |= _frequencies(graph, tape, plan, values)
     graph.insert_before(graph[0], tape.nodes)
-    tables = {
-        "inv_freq": plan.table.inv_freq.reshape(1, -1).astype(np.float32),
-        "multiplier": np.array([plan.table.multiplier], np.float32),
-    }
-    shared = {"positions": positions}
-    for name, array in tables.items():
-        tensor = ir.tensor(array, name=f"rope.{name}")
-        value = ir.Value(
-            name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape)
-        )
-        value.const_value = tensor
-        graph.register_initializer(value)
-        shared[name] = value
     return shared
 
 
-def _replace_site(
-    graph: ir.Graph,
-    site: Site,
-    plan: Plan,
-    values: dict[str, ir.Value],
-    shared: dict[str, ir.Value],
-) -> None:
-    """Insert two rotations and one attention before the old attention, and take over its uses."""
-    layer = site.layer
-    old = site.attention.y.producer()
-    assert old is not None
-    rotation = {
-        "rotary_dim": 2 * len(plan.table.inv_freq),
-        "interleaved": int(site.query.interleaved),
+def _sink_positions(position: int) -> str:
+    """Name of the positions at which queries meet the sinks, none beyond `position`."""
+    return f"sink_positions.{position}"
+
+
+def _frequencies(
+    graph: ir.Graph, tape: ir.tape.Tape, plan: Plan, values: dict[str, ir.Value]
+) -> dict[str, ir.Value]:
+    """inv_freq [1|B,F] and multiplier [1|B] of the package, and of every table beside it."""
+    found: dict[str, ir.Value] = {}
+    for table in {id(table): table for table in plan.tables if table is not plan.table}.values():
+        found |= _baked_table(graph, table, _suffix(plan, table))
+    if plan.length_table is None:
+        return {**found, **_baked_table(graph, plan.table, "")}
+    tables, scalars = plan.length_table.packed()
+    inv_freq, multiplier = tape.op_multi_out(
+        "RotaryFrequencies",
+        [
+            values["rope_length"],
+            _baked(graph, "rope.tables", tables),
+            _baked(graph, "rope.scalars", scalars),
+        ],
+        dict(PLUGIN_ATTRIBUTES),
+        num_outputs=2,
+        domain=DOMAIN,
+        name="ctx.frequencies",
+    )
+    for value, name, shape in (
+        (inv_freq, "rope.inv_freq", ("batch", tables.shape[-1])),
+        (multiplier, "rope.multiplier", ("batch",)),
+    ):
+        value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(shape)
+    return {**found, "inv_freq": inv_freq, "multiplier": multiplier}
+
+
+def _suffix(plan: Plan, table: FrequencyTable) -> str:
+    """What tells a layer's own table from the package's: the first layer that has it."""
+    if table is plan.table:
+        return ""
+    return next(f".layer{layer}" for layer, own in enumerate(plan.tables) if own is table)
+
+
+def _baked_table(graph: ir.Graph, table: FrequencyTable, suffix: str) -> dict[str, ir.Value]:
+    """A table's initializers by the names that sites look them up with."""
+    arrays = {
+        "inv_freq": table.inv_freq.reshape(1, -1).astype(np.float32),
+        "multiplier": np.array([table.multiplier], np.float32),
     }
-    rotated = []
-    for part, source in (("query", site.query.source), ("key", site.key.source)):
-        inputs = [source, shared["positions"], shared["inv_freq"], shared["multiplier"]]
+    return {
+        name + suffix: _baked(graph, f"rope.{name}{suffix}", array)
+        for name, array in arrays.items()
+    }
+
+
+def _baked(graph: ir.Graph, name: str, array: NDArray[np.float32]) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+    value.const_value = tensor
+    graph.register_initializer(value)
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class SiteInputs:
+    """A site and what its nodes are made from."""
+
+    site: Site
+    plan: Plan
+    values: dict[str, ir.Value]  # the package's inputs and outputs by name
+    shared: dict[str, ir.Value]
+    variant: AttentionVariant
+
+    def rotated(self, part: str, source: ir.Value, positions: str) -> ir.Node:
+        """A rotation of `source` at the shared positions of that name."""
+        layer = self.site.layer
         node = ir.node(
             "ScaledRotaryEmbedding",
-            inputs,
-            {**rotation, **PLUGIN_ATTRIBUTES},
+            [source, self.shared[positions], *self.frequencies()],
+            {**self.rotation(), **PLUGIN_ATTRIBUTES},
             domain=DOMAIN,
             name=f"ctx.layer{layer}.rotate_{part}",
         )
         _like(node.outputs[0], source, f"ctx.layer{layer}.rotated_{part}")
-        graph.insert_before(old, node)
-        rotated.append(node.outputs[0])
+        return node
+
+    def frequencies(self) -> tuple[ir.Value, ir.Value]:
+        """inv_freq and multiplier of the site's layer."""
+        plan, table = self.plan, self.plan.tables[self.site.layer]
+        suffix = _suffix(plan, table)
+        return self.shared[f"inv_freq{suffix}"], self.shared[f"multiplier{suffix}"]
+
+    def rotation(self) -> dict[str, int]:
+        return {
+            "rotary_dim": 2 * len(self.plan.tables[self.site.layer].inv_freq),
+            "interleaved": int(self.site.query.interleaved),
+        }
+
+
+def _replace_site(graph: ir.Graph, inputs: SiteInputs) -> None:
+    """Insert the rotations and the attention before the old attention, and take over its uses."""
+    site, plan = inputs.site, inputs.plan
+    cache, old = plan.caches[site.layer], site.attention.y.producer()
+    assert old is not None
+    query = inputs.rotated("query", site.query.source, "positions")
+    nodes = [query]
+    key = site.key.source
+    if plan.length_table is None:
+        nodes.append(inputs.rotated("key", key, "positions"))
+        key = nodes[-1].outputs[0]
+    given = dict(zip(("inv_freq", "multiplier"), inputs.frequencies(), strict=True))
+    given["sink_q"] = query.outputs[0]
+    if cache.sink_position is not None:
+        positions = _sink_positions(cache.sink_position)
+        nodes.append(inputs.rotated("sink_query", site.query.source, positions))
+        given["sink_q"] = nodes[-1].outputs[0]
+    optional = [given[name] for name in inputs.variant.optional]
+    nodes.append(_attention(inputs, [query.outputs[0], key, site.attention.v], optional))
+    graph.insert_before(old, nodes)
+    ir.convenience.replace_all_uses_with(site.attention.y, nodes[-1].outputs[0])
+
+
+def _attention(
+    inputs: SiteInputs, qkv: Sequence[ir.Value], optional: Sequence[ir.Value]
+) -> ir.Node:
+    site, values, layer = inputs.site, inputs.values, inputs.site.layer
+    cache = inputs.plan.caches[layer]
+    unrotated = inputs.plan.length_table is not None
     past = [values[f"past_key_values.{layer}.{part}"] for part in ("key", "value")]
-    attention = ir.node(
+    node = ir.node(
         "SinkWindowAttention",
-        [*rotated, site.attention.v, *past, values["seen"], values["new"]],
+        [*qkv, *past, values["seen"], values["new"], *optional],
         {
-            "sinks": 0,
-            "window": plan.windows[layer],
+            "sinks": cache.sinks,
+            "window": cache.window,
             "scale": site.attention.scale,
             "softcap": site.attention.softcap,
             "alias": 1,
-            "bounded": 0,
-            "rotary_dim": 0,
-            "interleaved": 0,
-            "optional_inputs": "",
+            "bounded": int(cache.policy == BOUNDED),
+            **(inputs.rotation() if unrotated else {"rotary_dim": 0, "interleaved": 0}),
+            "optional_inputs": ",".join(inputs.variant.optional),
             **PLUGIN_ATTRIBUTES,
         },
         domain=DOMAIN,
@@ -158,9 +263,8 @@ def _replace_site(
         ],
         name=f"ctx.layer{layer}.attention",
     )
-    _like(attention.outputs[0], site.attention.y, f"ctx.layer{layer}.attended")
-    graph.insert_before(old, attention)
-    ir.convenience.replace_all_uses_with(site.attention.y, attention.outputs[0])
+    _like(node.outputs[0], site.attention.y, f"ctx.layer{layer}.attended")
+    return node
 
 
 def _like(value: ir.Value, other: ir.Value, name: str) -> None:

@@ -21,14 +21,23 @@ def count_sites(model: ir.Model) -> int:
     return sum(node.domain == DOMAIN for node in model.graph)
 
 
+def expected_sites(plan: Plan) -> int:
+    """`ctx` nodes of a plan: per layer an attention and the rotations of its query, of its key
+    unless that is stored unrotated, and of the query that meets the sinks; and the frequencies."""
+    sink_queries = sum(cache.sink_position is not None for cache in plan.caches)
+    if plan.length_table is None:
+        return 3 * plan.spec.layers + sink_queries
+    return 2 * plan.spec.layers + sink_queries + 1
+
+
 def verify(model: ir.Model, plan: Plan) -> None:
     """Raise RewriteError unless `model` is what `plan` promised."""
     graph = model.graph
     left = [f"{n.op_type} ({n.outputs[0].name})" for n in graph if n.op_type in _FORBIDDEN]
     if left:
         raise RewriteError(f"old nodes are left after rewriting: {', '.join(left[:4])}")
-    if count_sites(model) != 3 * plan.spec.layers:
-        raise RewriteError(f"{count_sites(model)} ctx nodes for {plan.spec.layers} layers")
+    if count_sites(model) != expected_sites(plan):
+        raise RewriteError(f"{count_sites(model)} ctx nodes, the plan has {expected_sites(plan)}")
     for node in graph:
         if node.domain == DOMAIN:
             _check_node(node)

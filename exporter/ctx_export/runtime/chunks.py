@@ -33,11 +33,11 @@ def chunks(
     lengths: Ints, seen: Ints, max_chunk: int, limit: Callable[[int], int]
 ) -> Iterator[Chunk]:
     """Chunks that cover `lengths` [B] tokens after `seen` [B], each at most `max_chunk` wide and
-    at most what `limit(slots)` allows for the slots in use at its end."""
+    at most what `limit(tokens)` allows for the longest sequence at its end."""
     start, longest = 0, int(lengths.max(initial=0))
     while start < longest:
         width = min(max_chunk, longest - start)
-        used = int((seen + np.minimum(lengths, start + width)).max())
-        width = max(1, min(width, limit(used)))
+        tokens = int((seen + np.minimum(lengths, start + width)).max())
+        width = max(1, min(width, limit(tokens)))
         yield Chunk(start=start, width=width, new=np.clip(lengths - start, 0, width))
         start += width

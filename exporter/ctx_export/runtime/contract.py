@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.manifest import CacheInfo, Manifest, TensorInfo
+from ctx_export.core.manifest import BOUNDED, CacheInfo, Manifest, TensorInfo
 
 _REQUIRED = ("input_ids", "seen", "new", "logit_rows", "logits")
-FULL, BOUNDED = "full", "bounded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +21,7 @@ class LayerCache:
     kv_heads: int
     head_dim: int
     slots: int | None
+    cache: CacheInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +40,13 @@ class Contract:
     cache: CacheInfo
     heads: int
     vocab: int
-    max_context: int
+    max_context: int | None  # None: bounded caches take any number of tokens
     max_batch: int
     max_chunk: int
 
     @property
     def bounded(self) -> bool:
+        """Whether no layer's cache has a maximum length."""
         return self.cache.policy == BOUNDED
 
     @classmethod
@@ -84,7 +85,14 @@ def _layers(manifest: Manifest) -> tuple[LayerCache, ...]:
         raise UserError(
             "the manifest's past and present caches do not pair up: export the package again"
         )
-    return tuple(_layer([group[layer] for group in groups], manifest.cache) for layer in layers)
+    if layers != list(range(len(manifest.layers))):
+        raise UserError(
+            f"the manifest describes the caches of {len(manifest.layers)} layers and names "
+            f"tensors for {len(layers)}: export the package again"
+        )
+    return tuple(
+        _layer([group[layer] for group in groups], manifest.layers[layer]) for layer in layers
+    )
 
 
 def _layer(tensors: list[TensorInfo], cache: CacheInfo) -> LayerCache:
@@ -104,4 +112,4 @@ def _layer(tensors: list[TensorInfo], cache: CacheInfo) -> LayerCache:
             strict=True,
         )
     )
-    return LayerCache(**names, kv_heads=shape[1], head_dim=shape[3], slots=slots)
+    return LayerCache(**names, kv_heads=shape[1], head_dim=shape[3], slots=slots, cache=cache)

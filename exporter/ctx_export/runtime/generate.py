@@ -121,7 +121,7 @@ class Generation:
         if not ids:
             raise UserError("the prompt has no tokens: give some text")
         contract = self._session.contract
-        if not contract.bounded and len(ids) > contract.max_context:
+        if contract.max_context is not None and len(ids) > contract.max_context:
             raise ContextLimitError(
                 f"the prompt has {len(ids)} tokens, the package's maximum context is "
                 f"{contract.max_context}: shorten it, or export with a larger --target"
@@ -135,7 +135,7 @@ class Generation:
         if contract.rope_length is None:
             return None
         wanted = self._request.planned_length or prompt + self._request.max_new_tokens
-        return wanted if contract.bounded else min(wanted, contract.max_context)
+        return wanted if contract.max_context is None else min(wanted, contract.max_context)
 
 
 class StopText:

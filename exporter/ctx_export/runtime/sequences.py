@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ctx_export.core.manifest import CacheInfo
+from ctx_export.core.manifest import BOUNDED, FULL, CacheInfo
 from ctx_export.runtime.backend import Ints
-from ctx_export.runtime.contract import BOUNDED
 from ctx_export.runtime.errors import ContextLimitError, SessionStateError
 
 _FIRST_CAPACITY = 256  # slots
@@ -23,24 +22,26 @@ class Sequences:
     is the most that its slots have held since they were last filled with zeros.
     """
 
-    def __init__(self, batch: int, cache: CacheInfo) -> None:
+    def __init__(self, batch: int, caches: Iterable[CacheInfo]) -> None:
         self.seen: Ints = np.zeros(batch, np.int64)
         self._peak: Ints = np.zeros(batch, np.int64)
         self._used: Ints = np.zeros(batch, np.int64)
-        self._cache = cache
+        kinds = set(caches)
+        self._slots = max(cache.capacity for cache in kinds)  # of the largest cache
+        self._maximum = min((c.capacity for c in kinds if c.policy == FULL), default=None)
+        self._rings = [cache for cache in kinds if cache.policy == BOUNDED]
         self._lost: set[int] = set()
 
     def check_feed(self, lengths: Ints) -> None:
         """Raise before anything is written where `lengths` [B] more tokens cannot be taken."""
         self.check_usable([row for row, count in enumerate(lengths) if count])
-        if self._cache.policy == BOUNDED:
-            return
+        maximum = self._maximum
         for row, total in enumerate(self.seen + lengths):
-            if total > self._cache.capacity:
+            if maximum is not None and total > maximum:
                 raise ContextLimitError(
                     f"sequence {row} has {self.seen[row]} tokens and {lengths[row]} more would "
-                    f"pass the package's maximum context of {self._cache.capacity}: feed at most "
-                    f"{self._cache.capacity - self.seen[row]}, or export with a larger --target"
+                    f"pass the package's maximum context of {maximum}: feed at most "
+                    f"{maximum - self.seen[row]}, or export with a larger --target"
                 )
 
     def check_usable(self, rows: Sequence[int]) -> None:
@@ -69,14 +70,7 @@ class Sequences:
 
     def shortest(self, row: int) -> int:
         """The shortest length that `truncate` can take a sequence back to, besides 0."""
-        if self._cache.policy != BOUNDED:
-            return 0
-        ring = self._cache.capacity - self._cache.sinks
-        overwritten = int(self._peak[row]) - 1 - ring  # newest token whose slot was taken
-        if overwritten < self._cache.sinks:
-            return 0
-        # The next token, at position n, sees the tokens after n - window.
-        return overwritten + self._cache.window
+        return max((_shortest(int(self._peak[row]), ring) for ring in self._rings), default=0)
 
     def truncate(self, row: int, length: int) -> None:
         """Sequence `row` keeps its first `length` tokens."""
@@ -98,11 +92,16 @@ class Sequences:
 
     def slots(self, row: int) -> int:
         """Leading slots that may hold the tokens of sequence `row`."""
-        return min(int(self._peak[row]), self._cache.capacity)
+        return min(int(self._peak[row]), self._slots)
+
+    def most_slots(self, tokens: int) -> int:
+        """Slots in use in the largest cache of a sequence of `tokens` tokens: a ring's stay as
+        they are, however long the sequence."""
+        return min(tokens, self._slots)
 
     def used_slots(self, row: int) -> int:
         """Leading slots of sequence `row` that may hold anything but zeros."""
-        return min(int(self._used[row]), self._cache.capacity)
+        return min(int(self._used[row]), self._slots)
 
     def reset(self, row: int) -> None:
         """The slots of sequence `row` hold zeros."""
@@ -119,9 +118,9 @@ class Sequences:
         """Every sequence has `length` tokens; of the cache that was put in from outside, `given`
         tokens are there: a ring may lack older ones that its spare slots had room for."""
         self.seen[:] = self._peak[:] = length
-        if self._cache.policy == BOUNDED and given < length:
-            ring = self._cache.capacity - self._cache.sinks
-            self._peak += max(0, ring - (given - self._cache.sinks))
+        if given < length:
+            rings = (ring.capacity - given for ring in self._rings)
+            self._peak += max((0, *rings))
         self._lost.clear()
 
     def copy(self, source: int, target: int) -> None:
@@ -139,6 +138,14 @@ class Sequences:
             f"all {len(self.seen)} sequences have tokens: name the one to overwrite (to=…), reset "
             "one, or open the session with a larger batch"
         )
+
+
+def _shortest(peak: int, cache: CacheInfo) -> int:
+    """The shortest length besides 0 that a ring, once it has had `peak` tokens, still serves."""
+    ring = cache.capacity - cache.sinks
+    overwritten = peak - 1 - ring  # newest token whose slot was taken
+    # The next token, at position n, sees the tokens after n - window.
+    return 0 if overwritten < cache.sinks else overwritten + cache.window
 
 
 def grown_capacity(current: int, needed: int, maximum: int) -> int:

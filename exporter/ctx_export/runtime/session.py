@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.manifest import Manifest
+from ctx_export.core.manifest import BOUNDED, CacheInfo, Manifest
 from ctx_export.runtime.backend import Backend, Floats, Ints, Step
 from ctx_export.runtime.chunks import Chunk, chunks
 from ctx_export.runtime.contract import Contract
@@ -82,7 +82,7 @@ class Session:
         self.batch = batch
         self._chunk = chunk or contract.max_chunk
         self._backend: Backend | None = backend
-        self._sequences = Sequences(batch, contract.cache)
+        self._sequences = Sequences(batch, (layer.cache for layer in contract.layers))
         self._grows = any(layer.slots is None for layer in contract.layers)
         self._capacity = 0
         self._lock = threading.Lock()
@@ -192,7 +192,7 @@ class Session:
             self._grow_to(length)
             self._sequences.placing(length)
             for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
-                rows, slots = self._placed(key.shape[2], length)
+                rows, slots = _placed(key.shape[2], length, layers[layer].cache)
                 backend.write(layer, slots, key[:, :, rows], value[:, :, rows])
             self._sequences.place(length, min(key.shape[2] for key in keys))
 
@@ -251,8 +251,12 @@ class Session:
     ) -> None:
         """Call the model chunk by chunk; `seen` moves when all of them succeeded."""
         sequences = self._sequences
+
+        def limit(tokens: int) -> int:
+            return backend.chunk_limit(sequences.most_slots(tokens))
+
         try:
-            for chunk in chunks(counts, sequences.seen, self._chunk, backend.chunk_limit):
+            for chunk in chunks(counts, sequences.seen, self._chunk, limit):
                 start = sequences.seen + np.minimum(counts, chunk.start)
                 sequences.touched(start + chunk.new)
                 step = Step(
@@ -291,7 +295,8 @@ class Session:
     def _check_cache(
         self, layer: int, key: NDArray[Any], value: NDArray[Any], length: int
     ) -> None:
-        info, cache = self.contract.layers[layer], self.contract.cache
+        info = self.contract.layers[layer]
+        cache, bounded = info.cache, info.cache.policy == BOUNDED
         given = key.shape[2] if key.ndim == 4 else -1
         if key.shape != value.shape or key.shape != (
             self.batch,
@@ -303,24 +308,24 @@ class Session:
                 f"layer {layer}: keys {list(key.shape)} and values {list(value.shape)} are not "
                 f"[{self.batch}, {info.kv_heads}, tokens, {info.head_dim}]"
             )
-        least = min(length, cache.sinks + cache.window) if self.contract.bounded else length
+        least = min(length, cache.sinks + cache.window) if bounded else length
         if not least <= given <= length:
             raise UserError(
                 f"layer {layer}: {given} tokens given for a length of {length}: give {least}"
                 + (f" to {length}" if least < length else "")
             )
-        if not self.contract.bounded and length > cache.capacity:
+        if not bounded and length > cache.capacity:
             raise UserError(f"length {length} is beyond the maximum context of {cache.capacity}")
 
-    def _placed(self, given: int, length: int) -> tuple[Ints, Ints]:
-        """Which of `given` rows to store, and their slots."""
-        cache = self.contract.cache
-        rows = np.arange(given, dtype=np.int64)
-        tokens = np.where(rows < cache.sinks, rows, rows + length - given)
-        if self.contract.bounded:
-            kept = (tokens < cache.sinks) | (tokens >= length - (cache.capacity - cache.sinks))
-            rows, tokens = rows[kept], tokens[kept]
-        return rows, cache_slots(tokens, cache)
+
+def _placed(given: int, length: int, cache: CacheInfo) -> tuple[Ints, Ints]:
+    """Which of `given` rows to store, and their slots."""
+    rows = np.arange(given, dtype=np.int64)
+    tokens = np.where(rows < cache.sinks, rows, rows + length - given)
+    if cache.policy == BOUNDED:
+        kept = (tokens < cache.sinks) | (tokens >= length - (cache.capacity - cache.sinks))
+        rows, tokens = rows[kept], tokens[kept]
+    return rows, cache_slots(tokens, cache)
 
 
 def _store(out: Floats, logits: Floats, chunk: Chunk, *, every: bool) -> None:

@@ -71,7 +71,7 @@ def rope_lengths(
                 f"planned_length {int(given[row])} is less than the {int(totals[row])} tokens "
                 f"that sequence {row} has after this feed"
             )
-        if not contract.bounded and int(given.max()) > contract.max_context:
+        if contract.max_context is not None and int(given.max()) > contract.max_context:
             raise UserError(
                 f"planned_length {int(given.max())} is beyond the package's maximum context of "
                 f"{contract.max_context}"

@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 # Methods of the design, with their aliases. Those without a module yet are "not available in this
 # version" rather than unknown; once a method's module exists its entry here no longer matters.
 PLANNED: dict[str, tuple[str, ...]] = {
-    "dynamic-ntk": ("dynamic",),
-    "dynamic-yarn": (),
-    "sliding-window": (),
-    "streaming": ("streaming-llm",),
-    "lm-infinite": (),
     "memory": (),
     "landmark": (),
     "self-extend": (),
@@ -49,7 +44,9 @@ def find(name: str) -> Method:
     for method in methods().values():
         if wanted in (method.name, *method.aliases):
             return method
-    choices = ", ".join(names())
+    from ctx_export import cache
+
+    choices = ", ".join((*names(), *cache.names()))
     for planned, aliases in PLANNED.items():
         if wanted in (planned, *aliases):
             raise UserError(
@@ -59,6 +56,7 @@ def find(name: str) -> Method:
     from ctx_export.scaling._parameters import closest
 
     every = [n for m in methods().values() for n in (m.name, *m.aliases)]
+    every += [n for p in cache.policies().values() for n in (p.name, *p.aliases)]
     raise UserError(f"unknown method {name!r}{closest(wanted, every)} (choose one of {choices})")
 
 
@@ -97,8 +95,11 @@ def resolve(
     request = Request(shape=shape, target=target, factor=decided, parameters=built)
     try:
         table = method.table(request)
+        by_length = method.length_table(request) if method.length_table else None
     except OverflowError:
         raise UserError(
             f"factor {decided:g} at rope_theta {shape.theta:g} overflows: choose a smaller factor"
         ) from None
-    return Resolved(method=method, factor=decided, parameters=built, table=table)
+    return Resolved(
+        method=method, factor=decided, parameters=built, table=table, length_table=by_length
+    )

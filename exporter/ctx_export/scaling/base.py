@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ctx_export.scaling._length_table import LengthTable
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotaryShape:
@@ -83,13 +85,20 @@ class Method:
     uses_factor: bool = True  # False: the factor is 1 and giving one is an error
     default_factor: Callable[[RotaryShape, int], float] = span_factor
     table: Callable[[Request], FrequencyTable]
+    # Of methods whose frequencies follow the length; None where one table serves up to the target.
+    length_table: Callable[[Request], LengthTable | None] | None = None
+    bounded_cache: bool = True  # False: its frequencies have no meaning where length has no limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """A method with everything decided: its factor, its parameters object and its table."""
+    """A method with everything decided: its factor, its parameters object and its table.
+
+    With a `length_table` the frequencies follow the rope length, and `table` is the target's.
+    """
 
     method: Method
     factor: float  # s; 1 for methods without one
     parameters: Any  # an instance of method.parameters
     table: FrequencyTable
+    length_table: LengthTable | None = None

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctx_export.core.errors import UserError
-from ctx_export.scaling._frequencies import as_table, base_of
+from ctx_export.scaling._frequencies import Frequencies, as_table, base_of
+from ctx_export.scaling._length_table import LengthTable
 from ctx_export.scaling.base import FrequencyTable, Method, Request, RotaryShape
 
 
@@ -44,9 +45,32 @@ def default_multiplier(factor: float, original_context: int) -> float:
 
 def table(request: Request) -> FrequencyTable:
     """inv_freq_i = th_i / ext_i, ext = long_factor where T > L, else short_factor."""
+    is_long = request.target > request.shape.original_context
+    name = "long_factor" if is_long else "short_factor"
+    return as_table(*_side(request, is_long=is_long), divisors=name)
+
+
+def length_table(request: Request) -> LengthTable | None:
+    """Both lists, the long one for n > L; None where the target does not pass L."""
+    shape = request.shape
+    if request.target <= shape.original_context:
+        return None
+    short_frequencies, short_multiplier = _side(request, is_long=False)
+    long_frequencies, long_multiplier = _side(request, is_long=True)
+    return LengthTable(
+        short_frequencies=short_frequencies,
+        long_frequencies=long_frequencies,
+        ramp=np.zeros(shape.rotary_dim // 2),
+        exponent=np.zeros(shape.rotary_dim // 2),
+        threshold=float(shape.original_context),
+        short_multiplier=short_multiplier,
+        long_multiplier=long_multiplier,
+    )
+
+
+def _side(request: Request, *, is_long: bool) -> tuple[Frequencies, float]:
+    """(inv_freq [d/2], multiplier) on one side of the switch."""
     shape, parameters = request.shape, request.parameters
-    long = request.target > shape.original_context
-    name = "long_factor" if long else "short_factor"
     for key in ("short_factor", "long_factor"):
         count = len(getattr(parameters, key))
         if count != shape.rotary_dim // 2:
@@ -56,19 +80,20 @@ def table(request: Request) -> FrequencyTable:
             )
     multiplier = parameters.attention_factor
     if multiplier is None:
-        multiplier = parameters.long_mscale if long else parameters.short_mscale
+        multiplier = parameters.long_mscale if is_long else parameters.short_mscale
     if multiplier is None:
         multiplier = default_multiplier(request.factor, shape.original_context)
-    divisors = np.asarray(getattr(parameters, name), dtype=np.float64)
-    return as_table(base_of(shape) / divisors, multiplier, divisors=name)
+    divisors = parameters.long_factor if is_long else parameters.short_factor
+    return base_of(shape) / np.asarray(divisors, dtype=np.float64), multiplier
 
 
 METHOD = Method(
     name="longrope",
     aliases=("su",),
-    summary="a searched divisor per frequency, the list for the target's length",
+    summary="a searched divisor per frequency, one list up to the original context, one beyond",
     source="LongRoPE, arXiv 2402.13753",
     parameters=LongRopeParameters,
     default_factor=published_factor,
     table=table,
+    length_table=length_table,
 )

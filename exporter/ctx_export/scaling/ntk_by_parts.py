@@ -53,15 +53,20 @@ def ramp_range(shape: RotaryShape, parameters: RampParameters) -> tuple[float, f
     return low, high
 
 
-def ramped_frequencies(
-    shape: RotaryShape, factor: float, bounds: tuple[float, float]
-) -> Frequencies:
-    """(th_i/s)·ramp_i + th_i·(1 − ramp_i) with ramp_i = clip((i − low)/(high − low), 0, 1)."""
+def ramp_of(shape: RotaryShape, bounds: tuple[float, float]) -> Frequencies:
+    """ramp_i = clip((i − low)/(high − low), 0, 1), [d/2]."""
     low, high = bounds
     if low == high:
         high += 0.001
     index = np.arange(shape.rotary_dim // 2, dtype=np.float64)
-    ramp = np.clip((index - low) / (high - low), 0.0, 1.0)
+    return np.asarray(np.clip((index - low) / (high - low), 0.0, 1.0))
+
+
+def ramped_frequencies(
+    shape: RotaryShape, factor: float, bounds: tuple[float, float]
+) -> Frequencies:
+    """(th_i/s)·ramp_i + th_i·(1 − ramp_i), [d/2]."""
+    ramp = ramp_of(shape, bounds)
     base = base_of(shape)
     return base / factor * ramp + base * (1.0 - ramp)
 

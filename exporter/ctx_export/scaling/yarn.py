@@ -27,9 +27,12 @@ class YarnParameters(RampParameters):
             )
 
 
+MAGNITUDE_GAIN = 0.1  # of mscale, on ln s
+
+
 def magnitude_scale(factor: float, mscale: float) -> float:
     """mscale(s, m) = 0.1·m·ln s + 1, and 1 for s ≤ 1 (arXiv 2309.00071, equation 22)."""
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+    return 1.0 if factor <= 1 else MAGNITUDE_GAIN * mscale * math.log(factor) + 1.0
 
 
 def attention_factor(factor: float, parameters: YarnParameters) -> float:

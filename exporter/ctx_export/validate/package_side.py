@@ -7,20 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ctx_export.core.manifest import BOUNDED
 from ctx_export.core.progress import Progress
 from ctx_export.runtime.session import Session
 from ctx_export.validate.compare import RowErrors, Rule, row_errors
-from ctx_export.validate.positions import PROBE_DECODE, ValidationPlan, ragged_chunks
+from ctx_export.validate.positions import (
+    ValidationPlan,
+    decode_feeds,
+    decoded_positions,
+    feed_limit,
+    probe_feeds,
+    ragged_chunks,
+)
 from ctx_export.validate.reference_side import BlockReference, References
 from ctx_export.validate.report import Row
 from ctx_export.validate.synthetic import Cache
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-
-# Logits of one feed; a longer prefill is fed in pieces.
-_FEED_BYTES = 128 << 20
-_DECODE_BEFORE, _DECODE_AFTER = 2, 2  # tokens decoded around a position of the table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +46,14 @@ def compare_session(
     table = _Table(plan, rule)
     tokens, block = references.tokens, references.prefill
     total = 2 * plan.prefill + sum(probe.tokens for probe in plan.probes)
+    if _decodes_anew(session):
+        total += sum(decode_feeds(plan, plan.prefill))
     feeder = Feeder(session, progress, total)
     table.add("prefill", block, prefill(feeder, tokens, block.positions))
+    block = references.chunks or block
     table.add("chunks", block, chunked(feeder, tokens, block.positions))
-    positions, logits = decoded(session, plan, tokens)
+    block = references.decode or references.prefill
+    positions, logits = _decoded(feeder, plan, tokens)
     kept = np.isin(positions, block.positions)
     table.add("decode", _part(block, positions[kept]), logits[kept])
     for probe, expected in references.probes:
@@ -65,9 +73,9 @@ class Feeder:
         self._progress = progress
         self._total = total
 
-    def feed(self, tokens: Ints) -> Floats:
+    def feed(self, tokens: Ints, planned_length: int | None = None) -> Floats:
         """Logits [N,V] of the next tokens [N]."""
-        logits: Floats = self.session.feed(tokens[None])[0]
+        logits: Floats = self.session.feed(tokens[None], planned_length)[0]
         self._moved(len(tokens))
         return logits
 
@@ -77,9 +85,11 @@ class Feeder:
 
 
 def prefill(feeder: Feeder, tokens: Ints, rows: Ints) -> Floats:
-    """Logits [R,V] of `rows`, the whole sequence fed at once: the session cuts it into chunks."""
-    most = max(1, _FEED_BYTES // (4 * feeder.session.contract.vocab))
-    return _fed(feeder, tokens, rows, [most] * (len(tokens) // most) + [len(tokens) % most])
+    """Logits [R,V] of `rows`, the whole sequence planned and fed at once: the session cuts it into
+    chunks."""
+    most = feed_limit(feeder.session.contract.vocab)
+    feeds = [most] * (len(tokens) // most) + [len(tokens) % most]
+    return _fed(feeder, tokens, rows, feeds, len(tokens))
 
 
 def chunked(feeder: Feeder, tokens: Ints, rows: Ints) -> Floats:
@@ -93,30 +103,55 @@ def decoded(session: Session, plan: ValidationPlan, tokens: Ints) -> tuple[Ints,
     The session holds all of `tokens` and takes them back from the last position to the first.
     """
     logits: dict[int, Floats] = {}
-    end = len(tokens)
-    for position in reversed(plan.positions):
-        first = max(0, position - _DECODE_BEFORE)
-        end = min(end, position + _DECODE_AFTER + 1)
-        if first >= end:
-            continue
+    positions = decoded_positions(plan)
+    for first, end in reversed(_runs(positions)):
         session.truncate(0, first)
         logits |= {i: session.feed(tokens[None, i : i + 1])[0] for i in range(first, end)}
-        end = first
-    positions = sorted(logits)
     return np.asarray(positions, np.int64), np.concatenate([logits[i] for i in positions])
+
+
+def _runs(positions: list[int]) -> list[tuple[int, int]]:
+    """Ascending positions as runs first … end − 1."""
+    runs: list[tuple[int, int]] = []
+    for position in positions:
+        if runs and runs[-1][1] == position:
+            runs[-1] = (runs[-1][0], position + 1)
+        else:
+            runs.append((position, position + 1))
+    return runs
+
+
+def decoded_anew(feeder: Feeder, plan: ValidationPlan, tokens: Ints) -> tuple[Ints, Floats]:
+    """As `decoded`, fed again from the first token on: a ring takes few tokens back, and keys that
+    were computed at another rope length are other keys."""
+    positions = np.asarray(decoded_positions(plan), np.int64)
+    feeds = decode_feeds(plan, feed_limit(feeder.session.contract.vocab))
+    return positions, _fed(feeder, tokens, positions, feeds)
+
+
+def _decodes_anew(session: Session) -> bool:
+    contract = session.contract
+    rings = any(layer.cache.policy == BOUNDED for layer in contract.layers)
+    return rings or contract.rope_length is not None
+
+
+def _decoded(feeder: Feeder, plan: ValidationPlan, tokens: Ints) -> tuple[Ints, Floats]:
+    if _decodes_anew(feeder.session):
+        return decoded_anew(feeder, plan, tokens)
+    return decoded(feeder.session, plan, tokens)
 
 
 def probed(feeder: Feeder, past: Cache, tokens: Ints) -> Floats:
     """Logits [N,V] of tokens that follow `past`: a chunk, then the last few one at a time."""
     feeder.session.reset()
     feeder.session.load_cache(past.keys, past.values, past.length)
-    split = len(tokens) - min(PROBE_DECODE, len(tokens) - 1)
-    parts = [feeder.feed(tokens[:split])]
-    parts += [feeder.feed(tokens[i : i + 1]) for i in range(split, len(tokens))]
-    return np.concatenate(parts)
+    parts = np.split(tokens, np.cumsum(probe_feeds(len(tokens)))[:-1])
+    return np.concatenate([feeder.feed(part) for part in parts])
 
 
-def _fed(feeder: Feeder, tokens: Ints, rows: Ints, chunks: list[int]) -> Floats:
+def _fed(
+    feeder: Feeder, tokens: Ints, rows: Ints, chunks: list[int], planned_length: int | None = None
+) -> Floats:
     feeder.session.reset()
     kept: list[Floats] = []
     start = 0
@@ -124,7 +159,7 @@ def _fed(feeder: Feeder, tokens: Ints, rows: Ints, chunks: list[int]) -> Floats:
         if not chunk:
             continue
         wanted = rows[(rows >= start) & (rows < start + chunk)] - start
-        kept.append(feeder.feed(tokens[start : start + chunk])[wanted])
+        kept.append(feeder.feed(tokens[start : start + chunk], planned_length)[wanted])
         start += chunk
     return np.concatenate(kept)
 
@@ -135,14 +170,19 @@ def _part(block: BlockReference, positions: Ints) -> BlockReference:
     return BlockReference(
         positions=positions,
         logits=block.logits[index],
-        own_table=_some(block.own_table, index),
-        unmodified=_some(block.unmodified, index),
+        own_table=None if block.own_table is None else _some(block.own_table, index),
+        unmodified=None if block.unmodified is None else _some(block.unmodified, index),
         peers={name: _some(errors, index) for name, errors in block.peers.items()},
+        scale=block.scale,
     )
 
 
 def _some(errors: RowErrors, index: Ints) -> RowErrors:
     return RowErrors(scale=errors.scale, maximum=errors.maximum[index], mean=errors.mean[index])
+
+
+def _largest(errors: RowErrors | None, first: int, last: int) -> float | None:
+    return None if errors is None else errors.at(first, last)[0]
 
 
 class _Table:
@@ -155,7 +195,7 @@ class _Table:
         self.problems: list[str] = []
 
     def add(self, how: str, block: BlockReference, logits: Floats) -> None:
-        errors = row_errors(logits, block.logits, block.unmodified.scale)
+        errors = row_errors(logits, block.logits, block.scale)
         where = f"positions {block.positions[0]} to {block.positions[-1]}"
         self.problems += [f"{how} of {where}: {problem}" for problem in errors.problems]
         for index in np.flatnonzero(np.isin(block.positions, self._listed)):
@@ -178,8 +218,8 @@ class _Table:
                 max_error=maximum,
                 mean_error=mean,
                 limit=limit,
-                transformers=block.unmodified.at(first, last)[0],
-                own_table=block.own_table.at(first, last)[0],
-                peer=None if peer is None else peer.at(first, last)[0],
+                transformers=_largest(block.unmodified, first, last),
+                own_table=_largest(block.own_table, first, last),
+                peer=_largest(peer, first, last),
             )
         )

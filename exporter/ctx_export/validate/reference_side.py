@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.core.progress import Progress
-from ctx_export.validate.compare import RowErrors, row_errors
+from ctx_export.validate.compare import RowErrors, logit_scale, row_errors
 from ctx_export.validate.positions import Probe, ValidationPlan
 from ctx_export.validate.synthetic import CALIBRATION_TOKENS, Cache, synthetic_cache
 from ctx_export.validate.torch_reference import HuggingFaceRope, Rotary, TorchReference
@@ -50,27 +51,44 @@ class BlockReference:
     """Logits [R,V] of rows computed together, and PyTorch's own errors on them.
 
     `positions` [R] are absolute. `own_table`: float64 angles over transformers' own table.
-    `unmodified`: transformers as it is. `peers`: PyTorch in low precisions, by name.
+    `unmodified`: transformers as it is. Both are None where transformers has no such computation.
+    `peers`: PyTorch in low precisions, by name. `scale`: what errors are shares of.
     """
 
     positions: Ints
     logits: Floats
-    own_table: RowErrors
-    unmodified: RowErrors
+    own_table: RowErrors | None
+    unmodified: RowErrors | None
     peers: dict[str, RowErrors]
+    scale: float
+
+
+class CacheSource(Protocol):
+    """Keys and values of a sequence's first tokens, as the package stores them."""
+
+    def first(self, tokens: int) -> Cache: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class References:
-    """What the package's side is compared with; a probe follows the beginning of `cache`."""
+    """What the package's side is compared with; a probe follows the beginning of `cache`.
+
+    `chunks` and `decode` are given where the frequencies follow the length, else they are the
+    prefill's. `tables`: transformers' inv_freq [F] and multiplier by rope length;
+    `layer_tables`: those of layers of a kind of their own.
+    """
 
     tokens: Ints  # [N] of the prefill
     prefill: BlockReference
+    chunks: BlockReference | None = None
+    decode: BlockReference | None = None
     probes: tuple[tuple[Probe, BlockReference], ...]
     probe_tokens: Ints  # a probe feeds the first of them
-    cache: Cache | None
+    cache: CacheSource | None
     inv_freq: Floats
     multiplier: float
+    tables: Mapping[int, tuple[Floats, float]] = field(default_factory=dict)
+    layer_tables: tuple[tuple[Floats, float] | None, ...] = ()
 
 
 def random_tokens(count: int, vocab: int) -> Ints:
@@ -100,14 +118,14 @@ def reference_logits(
     tokens = random_tokens(max(plan.prefill, CALIBRATION_TOKENS), model.vocab)
     cache = _synthetic(model, plan, tokens, settings.weights)
     calls = _calls(plan, tokens, kept_rows(plan, model.vocab), cache)
-    model.watch(_counter(progress, len(Rotary) * len(calls) * model.layers))
+    model.watch(counter(progress, len(Rotary) * len(calls) * model.layers))
     measured = [_measured(model, call) for call in calls]
     inv_freq, multiplier = model.inv_freq, model.multiplier
     del model  # one model in memory at a time
     for precision in settings.peers:
         progress.stage(f"running PyTorch in {precision}")
         peer = settings.open(precision)
-        peer.watch(_counter(progress, len(calls) * peer.layers))
+        peer.watch(counter(progress, len(calls) * peer.layers))
         for call, block in zip(calls, measured, strict=True):
             block.peers[precision] = row_errors(call.run(peer, Rotary.EXACT), block.logits)
         del peer
@@ -122,7 +140,7 @@ def reference_logits(
     )
 
 
-def _counter(progress: Progress, total: int) -> Callable[[], None]:
+def counter(progress: Progress, total: int) -> Callable[[], None]:
     """A function to call after each of `total` equal parts."""
     parts = itertools.count(1)
     return lambda: progress.update(next(parts), total)
@@ -179,4 +197,5 @@ def _measured(model: TorchReference, call: _Call) -> BlockReference:
         own_table=row_errors(call.run(model, Rotary.OWN_TABLE), exact),
         unmodified=row_errors(call.run(model, Rotary.UNMODIFIED), exact),
         peers={},
+        scale=logit_scale(exact),
     )

@@ -32,7 +32,8 @@ class Row:
     logit scale.
 
     `transformers` is the error of the unmodified model, `own_table` that of float64 angles over
-    transformers' own float32 table, `peer` that of PyTorch in the package's precision.
+    transformers' own float32 table, both None where transformers computes nothing of the kind;
+    `peer` is that of PyTorch in the package's precision.
     """
 
     position: int
@@ -42,8 +43,8 @@ class Row:
     max_error: float
     mean_error: float
     limit: float
-    transformers: float
-    own_table: float
+    transformers: float | None
+    own_table: float | None
     peer: float | None = None
 
     @property
@@ -104,13 +105,14 @@ class ValidationReport:
 
     facts: Mapping[str, str]
     rule: str
-    max_context: int
+    max_context: int | None  # None: there is no last position
     rows: tuple[Row, ...]
     frequency_error: float  # of inv_freq against transformers' own, relative
     multiplier_error: float
     problems: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()  # what was not compared, and why
     engine: EngineSection | None = None
+    cache_bytes: int | None = None  # of one sequence's caches at full capacity
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -151,7 +153,7 @@ class ValidationReport:
             "max_error": _number(max((r.max_error for r in self.rows), default=math.inf)),
             "rule": self.rule,
             "last_position": self.reach,
-            "transformers_error": _number(max((r.transformers for r in self.rows), default=0.0)),
+            "transformers_error": _largest(row.transformers for row in self.rows),
             "inv_freq_error": _number(self.frequency_error),
             "runtime": self.facts.get("runtime", ""),
             "seconds": round(self.seconds, 1),
@@ -182,6 +184,7 @@ class ValidationReport:
             "problems": list(self.problems),
             "not_compared": list(self.skipped),
             "engine": None if self.engine is None else self.engine.to_json(),
+            "cache_bytes_per_sequence": self.cache_bytes,
             "seconds": round(self.seconds, 1),
             "versions": dict(self.versions),
         }
@@ -204,7 +207,7 @@ class ValidationReport:
             state = f"DOES NOT AGREE with PyTorch ({'; '.join(self.failures)})"
         else:
             state = f"agrees with PyTorch up to position {self.reach}"
-        if self.rows and self.reach < self.max_context - 1:
+        if self.max_context is not None and self.rows and self.reach < self.max_context - 1:
             state += f", NOT COMPARED beyond {self.reach} up to {self.max_context - 1}"
         return (
             f"{state}: largest error {_text(worst)} of the logit scale ({self.rule}; "
@@ -220,7 +223,7 @@ class ValidationReport:
             "Errors are shares of the logit scale, the largest magnitude among the reference "
             "logits of the rows\ncompared together. `transformers` is the error of the unmodified "
             "model (float32 angles over its own\ntable), `own table` that of float64 angles over "
-            "transformers' own float32 table.\n"
+            "transformers' own float32 table; n/a where it\ncomputes nothing of the kind.\n"
         )
         parts.append(_markdown_table(self.rows))
         if self.engine is not None and self.engine.rows:
@@ -253,6 +256,8 @@ def merged(rows: Iterable[Row]) -> list[Row]:
 
 def _merged(group: Sequence[Row]) -> Row:
     worst = max(group, key=lambda row: row.max_error / row.limit)
+    if worst.transformers is None:
+        worst = replace(worst, transformers=_largest(row.transformers for row in group))
     how = ", ".join(row.how for row in group)
     if worst.compared != worst.last - worst.position + 1:
         how += f" of {worst.compared} rows"
@@ -301,8 +306,15 @@ def _engine_remarks(engine: EngineSection) -> list[str]:
     ]
 
 
-def _text(value: float) -> str:
+def _text(value: float | None) -> str:
+    if value is None:
+        return "n/a"
     return f"{value:.1e}" if math.isfinite(value) else "not finite"
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _number(max(known)) if known else None
 
 
 def _number(value: float) -> float | None:

@@ -19,16 +19,21 @@ _TYPES = {
     "ntk-by-parts": "yarn",
     "longrope": "longrope",
     "proportional": "proportional",
+    "dynamic-ntk": "dynamic",
+    "dynamic-yarn": "yarn",
 }
 _WITH_ORIGINAL = frozenset({"yarn", "longrope", "llama3"})
-_WITH_FACTOR = frozenset({"linear", "llama3", "yarn", "longrope", "proportional"})
+_WITH_FACTOR = frozenset({"linear", "llama3", "yarn", "longrope", "proportional", "dynamic"})
 # transformers has one attention_factor for both tables of longrope.
 _MSCALES = ("short_mscale", "long_mscale")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """What a package bakes in: its method with Hugging Face's keys, s, L and T."""
+    """What a package bakes in: its method with Hugging Face's keys, s, L and T.
+
+    Of a method whose frequencies follow the length, `target` is the rope length in question.
+    """
 
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -44,13 +49,22 @@ class Scaling:
             parameters=manifest.scaling.get("parameters") or {},
             factor=manifest.factor,
             original_context=int(manifest.model["original_context"]),
-            target=manifest.max_context,
+            target=_reach(manifest),
         )
 
     @property
     def long_table(self) -> bool:
-        """Which of longrope's tables is baked: the one of the target's length."""
+        """Which of longrope's tables holds: the one of the target's length."""
         return self.target > self.original_context
+
+
+def _reach(manifest: Manifest) -> int:
+    """The length that the manifest's `inv_freq` are of; the first beyond L where none is the
+    last."""
+    original = int(manifest.model["original_context"])
+    if manifest.max_context is not None:
+        return manifest.max_context
+    return original + (manifest.scaling.get("length_table") is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +95,8 @@ def rope_parameters(scaling: Scaling, trained: Trained) -> dict[str, Any]:
         result["partial_rotary_factor"] = trained.partial_rotary_factor
     if kind in _WITH_FACTOR:
         result["factor"] = float(scaling.factor)
+    if scaling.method == "dynamic-yarn":
+        result["factor"] = max(1.0, scaling.target / scaling.original_context)
     if kind in _WITH_ORIGINAL:
         result["original_max_position_embeddings"] = scaling.original_context
     if scaling.method == "ntk-by-parts":

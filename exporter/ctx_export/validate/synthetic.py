@@ -21,14 +21,15 @@ _SEED = 20240229
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cache:
-    """Keys, rotated as the model stores them, and values: an array [1,Hkv,P,D] per layer."""
+    """Keys, as the model or the package stores them, and values: [1,Hkv,P,D] per layer."""
 
     keys: tuple[Floats, ...]
     values: tuple[Floats, ...]
+    seen: int | None = None  # tokens that the sequence had, where a layer holds fewer
 
     @property
     def length(self) -> int:
-        return int(self.keys[0].shape[2])
+        return int(self.keys[0].shape[2]) if self.seen is None else self.seen
 
     def first(self, tokens: int) -> Cache:
         """The first `tokens` of it, without a copy."""
@@ -38,15 +39,20 @@ class Cache:
         )
 
 
-def synthetic_cache(sample: Cache, length: int, precision: str) -> Cache:
-    """Normally distributed keys and values of `length` tokens with the spread of `sample`.
+def synthetic_cache(sample: Cache, length: int | Sequence[int], precision: str) -> Cache:
+    """Normally distributed keys and values of `length` tokens, one number or one per layer, with
+    the spread of `sample`.
 
     They are numbers of `precision`, so that either side stores them without rounding.
     """
     generator = np.random.default_rng(_SEED)
+    lengths = [length] * len(sample.keys) if isinstance(length, int) else length
 
     def like(arrays: Sequence[Floats]) -> tuple[Floats, ...]:
-        return tuple(_like(array, length, precision, generator) for array in arrays)
+        return tuple(
+            _like(array, tokens, precision, generator)
+            for array, tokens in zip(arrays, lengths, strict=True)
+        )
 
     return Cache(keys=like(sample.keys), values=like(sample.values))
 

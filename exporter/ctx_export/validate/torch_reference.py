@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ctx_export.core.errors import UserError
+from ctx_export.core.rope_settings import WHOLE
 from ctx_export.validate.rope_parameters import Scaling, Trained, rope_parameters
 from ctx_export.validate.synthetic import Cache
 
@@ -82,9 +83,9 @@ class TorchReference:
 
             self._model = load_by_layer(checkpoint, config, weights, compute)
         else:
-            self._model = _load(checkpoint, config, weights, compute)
-        self._owner = _rotary_owner(self._model)
-        own = _own_rotary(type(self._owner.rotary_emb), config, rope)
+            self._model = load_model(checkpoint, config, weights, compute)
+        self._owner = rotary_owner(self._model)
+        own = own_rotary(type(self._owner.rotary_emb), config, rope)
         self._rotary = {
             Rotary.UNMODIFIED: own,
             Rotary.OWN_TABLE: _exact_rotary(own, None),
@@ -202,7 +203,7 @@ def hugging_face_rope(
     scaling: Scaling, config: Any, inv_freq: Floats | None = None
 ) -> HuggingFaceRope:
     """`scaling` in transformers' words for the model of `config`; `inv_freq` as there."""
-    own = dict(config.rope_parameters or {})
+    own = main_rope(config)
     partial = own.get("partial_rotary_factor") or 1.0
     if own.get("rope_type") == "proportional":
         # There it is the share of the frequencies that turn, over the whole head.
@@ -221,6 +222,28 @@ def hugging_face_rope(
         long_table=scaling.long_table,
         inv_freq=inv_freq,
     )
+
+
+def main_rope(config: Any) -> dict[str, Any]:
+    """rope_parameters of a config; of the layers that see every token where layers differ."""
+    entries = dict(config.rope_parameters or {})
+    return dict(entries[WHOLE]) if has_kinds(config) else entries
+
+
+def has_kinds(config: Any) -> bool:
+    """Whether kinds of layers have rope_parameters of their own."""
+    entries = dict(config.rope_parameters or {})
+    return any(isinstance(value, dict) for value in entries.values())
+
+
+def with_rope(config: Any, parameters: Mapping[str, Any]) -> Any:
+    """A copy of `config` with other rope_parameters; kinds of layers with a window keep theirs."""
+    changed = copy.deepcopy(config)
+    kept = dict(config.rope_parameters) if has_kinds(config) else None
+    changed.rope_parameters = (
+        dict(parameters) if kept is None else {**kept, WHOLE: dict(parameters)}
+    )
+    return changed
 
 
 def head_dimension(config: Any) -> int:
@@ -244,7 +267,7 @@ def load_config(checkpoint: Path) -> Any:
             ) from None
 
 
-def _load(checkpoint: Path, config: Any, weights: str, compute: str) -> Any:
+def load_model(checkpoint: Path, config: Any, weights: str, compute: str) -> Any:
     """The whole model in memory, its weights rounded to `weights`."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -269,18 +292,17 @@ def _load(checkpoint: Path, config: Any, weights: str, compute: str) -> Any:
 
 def without_scaling(config: Any) -> Any:
     """A copy of `config` with plain rotation: the rotary module is built separately."""
-    plain = copy.deepcopy(config)
-    own = dict(config.rope_parameters or {})
-    plain.rope_parameters = {"rope_type": "default", "rope_theta": own.get("rope_theta", 1e4)}
+    own = main_rope(config)
+    plain = {"rope_type": "default", "rope_theta": own.get("rope_theta", 1e4)}
     partial = own.get("partial_rotary_factor")
     if partial is not None and own.get("rope_type") != "proportional":
-        plain.rope_parameters["partial_rotary_factor"] = partial
-    return plain
+        plain["partial_rotary_factor"] = partial
+    return with_rope(config, plain)
 
 
-def _rotary_owner(model: Any) -> Any:
+def rotary_owner(model: Any) -> Any:
     """The module whose `rotary_emb` gives every layer its cos and sin."""
-    owners = [m for m in model.modules() if hasattr(getattr(m, "rotary_emb", None), "inv_freq")]
+    owners = [m for m in model.modules() if _is_rotary(getattr(m, "rotary_emb", None))]
     if len(owners) != 1:
         raise UserError(
             f"{type(model).__name__} has {len(owners)} rotary modules: only models with one for "
@@ -289,10 +311,15 @@ def _rotary_owner(model: Any) -> Any:
     return owners[0]
 
 
-def _own_rotary(kind: type, config: Any, rope: HuggingFaceRope) -> Any:
+def _is_rotary(module: Any) -> bool:
+    """Whether a module holds frequencies, of all layers or of kinds of them."""
+    held = dict(module.named_buffers()) if module is not None else {}
+    return any(name.endswith("inv_freq") for name in held)
+
+
+def own_rotary(kind: type, config: Any, rope: HuggingFaceRope) -> Any:
     """transformers' unmodified rotary module under `rope`, always with the same table."""
-    scaled = copy.deepcopy(config)
-    scaled.rope_parameters = dict(rope.parameters)
+    scaled = with_rope(config, rope.parameters)
     # Phi3's config keeps L beside rope_parameters and gives that one priority.
     if hasattr(scaled, "original_max_position_embeddings"):
         scaled.original_max_position_embeddings = rope.original_context

@@ -12,20 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.manifest import MODEL_NAME, Manifest
+from ctx_export.core.inspection import cache_bytes as package_cache_bytes
+from ctx_export.core.manifest import BOUNDED, MODEL_NAME, CacheInfo, Manifest
+from ctx_export.core.plan import describe_caches
 from ctx_export.core.progress import Progress, SilentProgress
 from ctx_export.validate.compare import Rule
 from ctx_export.validate.memory import available_bytes, gibibytes
 from ctx_export.validate.package_side import Compared, compare_session
+from ctx_export.validate.pairwise_side import PairwiseSettings, needs_pairs, pairwise_logits
 from ctx_export.validate.positions import ValidationPlan, default_budget, make_plan
 from ctx_export.validate.reference_side import References, ReferenceSettings, reference_logits
 from ctx_export.validate.report import EngineSection, ValidationReport
 from ctx_export.validate.rope_parameters import Scaling
+from ctx_export.validate.rope_tables import own_tables, package_table
 from ctx_export.validate.synthetic import cache_bytes
 
 _CPU = "CPUExecutionProvider"
 # Copies of a probe's cache that exist at once: the synthetic one, PyTorch's and its extension.
 _CACHE_COPIES = 3
+# With unrotated keys also the rotated ones, and float64 copies of a layer.
+_PAIRWISE_COPIES = 6
 # Share of the free memory that a reference may take; a bigger one is run layer by layer.
 _MEMORY_SHARE = 0.5
 
@@ -76,10 +82,11 @@ def run(
         _check_engine(package, found)
     rules = _rules(manifest, tolerance, found)
     memory = _memory(checkpoint)
-    settings = _settings(manifest, checkpoint, _peers(rules, found), by_layer=memory.by_layer)
+    peers = _peers(rules, found)
+    settings = _settings(manifest, checkpoint, peers, by_layer=memory.by_layer)
     budget = default_budget(_parameters(checkpoint)) if budget is None else budget
     plan, skipped = _affordable(manifest, budget, memory.room)
-    references = reference_logits(settings, plan, progress)
+    references = _references(settings, plan, progress)
     progress.stage("comparing onnxruntime")
     compared = _compare_ort(package, plan, references, rules["ort"], progress)
     section = None
@@ -92,10 +99,10 @@ def run(
         max_context=manifest.max_context,
         rows=compared.rows,
         problems=compared.problems,
-        frequency_error=relative_difference(_inv_freq(manifest), references.inv_freq),
-        multiplier_error=abs(float(manifest.scaling["multiplier"]) / references.multiplier - 1),
+        **_table_errors(manifest, references),
         skipped=skipped,
         engine=section,
+        cache_bytes=package_cache_bytes(manifest),
         seconds=time.monotonic() - started,
         versions=_versions(),
     )
@@ -134,12 +141,33 @@ def _checked(manifest: Manifest, reference: Path) -> Any:
                 f"reference {reference} has {name} {getattr(spec, name)}, the package "
                 f"{model[name]}: give the checkpoint that the package was made from"
             )
-    if manifest.cache.keys != "rotated" or manifest.cache.policy != "full":
-        raise UserError(
-            f"cache policy {manifest.cache.policy} with {manifest.cache.keys} keys has no PyTorch "
-            "reference in this version: validate a package with a full cache of rotated keys"
-        )
     return checkpoint
+
+
+def _references(
+    settings: ReferenceSettings | PairwiseSettings, plan: ValidationPlan, progress: Progress
+) -> References:
+    if isinstance(settings, PairwiseSettings):
+        return pairwise_logits(settings, plan, progress)
+    return reference_logits(settings, plan, progress)
+
+
+def _table_errors(manifest: Manifest, references: References) -> dict[str, float]:
+    """The largest differences of the package's tables from transformers' own."""
+    table = package_table(manifest)
+    held = (_inv_freq(manifest), float(manifest.scaling["multiplier"]))
+    pairs = [(held, (references.inv_freq, references.multiplier))]
+    pairs += [(table(length), theirs) for length, theirs in references.tables.items()]
+    for own, of_kind in zip(own_tables(manifest), references.layer_tables, strict=False):
+        if own is not None and of_kind is not None:
+            pairs.append((own, of_kind))
+    frequency = [relative_difference(ours[0], theirs[0]) for ours, theirs in pairs]
+    multiplier = [abs(ours[1] / theirs[1] - 1) for ours, theirs in pairs]
+    # np.max, unlike max, keeps an error that is no number.
+    return {
+        "frequency_error": float(np.max(frequency)),
+        "multiplier_error": float(np.max(multiplier)),
+    }
 
 
 def _rules(manifest: Manifest, tolerance: float | None, engine: _Engine | None) -> dict[str, Rule]:
@@ -161,9 +189,13 @@ def _peers(rules: dict[str, Rule], engine: _Engine | None) -> tuple[str, ...]:
 
 def _settings(
     manifest: Manifest, checkpoint: Any, peers: tuple[str, ...], *, by_layer: bool
-) -> ReferenceSettings:
+) -> ReferenceSettings | PairwiseSettings:
     from ctx_export.validate.torch_reference import hugging_face_rope, load_config
 
+    if needs_pairs(manifest):
+        settings = PairwiseSettings.of(manifest, checkpoint, peers=peers, by_layer=by_layer)
+        settings.check()
+        return settings
     config = load_config(checkpoint.directory)
     rope = hugging_face_rope(Scaling.of(manifest), config, _inv_freq(manifest))
     return ReferenceSettings(
@@ -194,19 +226,28 @@ def _affordable(
 ) -> tuple[ValidationPlan, tuple[str, ...]]:
     """The plan without the probes whose caches need more than `room`, and what was left out."""
     model = manifest.model
-    plan = make_plan(int(model["original_context"]), manifest.max_context, budget)
+    rings = [cache.capacity for cache in manifest.layers if cache.policy == BOUNDED]
+    original = int(model["original_context"])
+    plan = make_plan(original, manifest.max_context, budget, max(rings, default=None))
+    copies = _PAIRWISE_COPIES if needs_pairs(manifest) else _CACHE_COPIES
     kept, skipped = [], []
     for probe in plan.probes:
-        one = cache_bytes(model["layers"], model["kv_heads"], model["head_dim"], probe.end)
-        if _CACHE_COPIES * one <= room:
+        tokens = sum(_tokens(cache, probe.end) for cache in manifest.layers)
+        one = cache_bytes(1, model["kv_heads"], model["head_dim"], tokens)
+        if copies * one <= room:
             kept.append(probe)
         else:
-            needed = gibibytes(_CACHE_COPIES * one)
+            needed = gibibytes(copies * one)
             skipped.append(
                 f"positions {probe.start} to {probe.end - 1} need {needed} of memory for caches, "
                 f"the model leaves {gibibytes(room)}"
             )
     return replace(plan, probes=tuple(kept)), tuple(skipped)
+
+
+def _tokens(cache: CacheInfo, end: int) -> int:
+    """Most tokens of a layer's cache that a probe up to `end` needs."""
+    return min(end, cache.capacity) if cache.policy == BOUNDED else end
 
 
 def _compare_ort(
@@ -275,7 +316,7 @@ def _inv_freq(manifest: Manifest) -> NDArray[np.float32]:
 
 
 def _facts(
-    manifest: Manifest, settings: ReferenceSettings, plan: ValidationPlan
+    manifest: Manifest, settings: ReferenceSettings | PairwiseSettings, plan: ValidationPlan
 ) -> dict[str, str]:
     """What was compared, in words."""
     model = manifest.model
@@ -284,16 +325,28 @@ def _facts(
     order = ", layer by layer" if settings.by_layer else ""
     tokens = {probe.tokens for probe in plan.probes}
     probes = f", {len(plan.probes)} probes of {max(tokens)} tokens" if tokens else ""
+    if isinstance(settings, PairwiseSettings):
+        rotation = "attention pair by pair in float64 from the rules of positions and visibility"
+    else:
+        kind = settings.rope.parameters["rope_type"]
+        rotation = f"float64 angles, cos and sin; rope_parameters of type {kind}"
     return {
         "model": f"{model['family']}, {model['layers']} layers, trained context "
         f"{model['original_context']}",
-        "method": f"{manifest.method}, factor {manifest.factor:g}, up to {manifest.max_context}",
+        "method": f"{manifest.method}, factor {manifest.factor:g}, {_reach(manifest)}",
+        "caches": f"{describe_caches(manifest.layers)}; {package_cache_bytes(manifest)} bytes per "
+        "sequence",
         "precision": manifest.precision,
         "runtime": runtime,
-        "reference": f"PyTorch float32{order}, weights in {manifest.precision}, float64 angles, "
-        f"cos and sin; rope_parameters of type {settings.rope.parameters['rope_type']}",
+        "reference": f"PyTorch float32{order}, weights in {manifest.precision}, {rotation}",
         "compared": f"prefill, ragged chunks and decode of {plan.prefill} tokens{probes}",
     }
+
+
+def _reach(manifest: Manifest) -> str:
+    if manifest.max_context is None:
+        return "any number of tokens"
+    return f"up to {manifest.max_context}"
 
 
 def _versions() -> dict[str, str]:

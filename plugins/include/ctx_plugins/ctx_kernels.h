@@ -33,6 +33,24 @@ typedef enum CtxDataType
     CTX_DATA_TYPE_BFLOAT16 = 2
 } CtxDataType;
 
+/*
+ * Frequencies at each sequence's rope length n. A number is a pair of floats, high and low, of which the sum keeps 48
+ * bits. With g = max(1, slope * n + offset), and of each pair short, long the long one where n > threshold:
+ * inverseFrequency = f * (1 - ramp + ramp / g) * g^exponent,
+ * multiplier = m * (1 + gain * ln g) / (1 + gain_all * ln g). Arithmetic is float64; n is exact up to 2^53.
+ */
+typedef struct CtxRotaryFrequenciesParams
+{
+    uint64_t size;
+    int64_t const* ropeLength; /* [B], tokens */
+    float const* tables;       /* [4, 2, F]: short and long frequencies in radians per token, ramp, exponent */
+    float const* scalars;      /* [7, 2]: threshold, slope, offset, short and long multiplier, gain, gain_all */
+    float* inverseFrequency;   /* [B, F], radians per token; memory of its own */
+    float* multiplier;         /* [B], factor on cos and sin; memory of its own */
+    int64_t batch;
+    int64_t pairs; /* F */
+} CtxRotaryFrequenciesParams;
+
 /* y = x rotated at `positions`; pairs (i, i + F), or (2i, 2i + 1) if interleaved; dims >= rotaryDim are copied. */
 typedef struct CtxScaledRotaryEmbeddingParams
 {
@@ -95,6 +113,7 @@ typedef struct CtxSinkWindowAttentionParams
     int32_t dataType;        /* CtxDataType of query, key, value, caches and output */
 } CtxSinkWindowAttentionParams;
 
+CTX_API CtxStatus ctxRotaryFrequencies(CtxRotaryFrequenciesParams const* params, void* stream);
 CTX_API CtxStatus ctxScaledRotaryEmbedding(CtxScaledRotaryEmbeddingParams const* params, void* stream);
 CTX_API CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, void* stream);
 

@@ -50,7 +50,7 @@ def package(tmp_path) -> Path:
         max_context=131072,
         max_batch=2,
         max_chunk=1024,
-        cache=CacheInfo(policy="full", sinks=0, window=0, capacity=131072, keys="rotated"),
+        layers=(CacheInfo(policy="full", sinks=0, window=0, capacity=131072, keys="rotated"),) * 5,
         precision="fp16",
         io=(info("input_ids", "input_ids", ("batch", "tokens")), *past),
         weights={"files": ["model.onnx.data", "gone.safetensors"], "storage": "linked"},
@@ -86,7 +86,7 @@ def test_package_in_text(package):
         "scaling": "base 10000, rotary dimension 64, multiplier 1.5, beta_fast 16",
         "context": "128k tokens, trained on 256",
         "limits": "2 sequences, 1024 new tokens a call",
-        "cache": "full, 131072 slots, sinks 0, window 0, keys rotated",
+        "cache": "full (causal), 131072 slots, sinks 0, window 0, keys rotated, 5 layers",
         # 2 · 5 layers · 2 heads · 64 · 131072 slots · 2 bytes = 335544320
         "KV cache": "320.0 MiB per sequence",
         "precision": "fp16",
@@ -103,7 +103,7 @@ def test_package_in_text(package):
 def test_package_in_json(package):
     got = report(package)
     assert got["kind"] == "package"
-    assert got["cache"]["bytes_per_sequence"] == 335544320
+    assert got["cache_bytes_per_sequence"] == 335544320
     assert got["plugins"]["state"] == "matches"
     assert got["weights"]["missing"] == ["gone.safetensors"]
     assert len(got["scaling"]["inv_freq"]) == 32

@@ -11,9 +11,10 @@ from ctx_export.core.rope_settings import (
     FAMILY_THETA,
     TYPES,
     RopeSettings,
+    read_layer_rope_settings,
     read_rope_settings,
 )
-from ctx_export.scaling import find, names
+from ctx_export.scaling import names
 
 DEMO = Path(__file__).parents[3] / "exporter/ctx_export/demo/config.json"
 LONGROPE = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 40.0]}
@@ -260,7 +261,7 @@ def test_both_spellings_may_say_the_same():
         ({"rope_scaling": {"type": "default", "factor": 4.0}}, "rope_scaling.factor is unknown"),
         (
             {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1e3}},
-            "rope_scaling.alpha is unknown for type dynamic",
+            "rope_scaling.alpha is unknown (keys of this method: none)",
         ),
         (
             {"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fsat": 1}},
@@ -274,10 +275,14 @@ def test_both_spellings_may_say_the_same():
         ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn': it must be an object or null"),
         ({"rope_scaling": [1]}, "rope_scaling is [1]: it must be an object or null"),
         (
-            {"rope_parameters": {"full_attention": {"rope_type": "default"}, "sliding": None}},
-            "rope_parameters has settings per kind of layer (full_attention)",
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}, "rope_theta": 1e4}},
+            "rope_parameters has settings per kind of layer and beside them rope_theta",
         ),
-        ({"rope_theta": 1e6, "rope_local_base_freq": 1e4}, "rope_local_base_freq is 10000.0"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e4}}},
+            "layers of type full_attention: rope_parameters.factor is missing",
+        ),
+        ({"global_rope_theta": 1e6}, "global_rope_theta is 1000000.0"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5: it must be at most 1"),
         (
             {
@@ -324,9 +329,37 @@ def test_types_are_all_that_transformers_knows():
     assert set(TYPES) == {"default", "su", *ROPE_INIT_FUNCTIONS}
 
 
-def test_dynamic_is_read_but_not_built_in_this_version():
-    settings = read(rope_scaling={"type": "dynamic", "factor": 2.0})
-    if settings.method in names():
-        pytest.skip("dynamic-ntk has arrived")
-    with pytest.raises(UserError, match="method dynamic-ntk is not available in this version"):
-        find(settings.method)
+def test_every_type_is_a_method():
+    assert set(TYPES.values()) <= set(names())
+
+
+LINEAR = {"rope_type": "linear", "factor": 8.0}
+PER_LAYER = {
+    "full_attention": RopeSettings(method="linear", theta=1e6, parameters={"factor": 8.0}),
+    "sliding_attention": RopeSettings(method="none", theta=1e4),
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "rope_parameters": {
+                "full_attention": {**LINEAR, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+        {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": LINEAR},
+    ],
+    ids=["5.x", "4.x"],
+)
+def test_settings_per_kind_of_layer_are_read_in_both_spellings(config):
+    """Gemma 3's, as transformers 4 and 5 write them."""
+    assert read_layer_rope_settings(config) == PER_LAYER
+    assert read_rope_settings(config) == PER_LAYER["full_attention"]
+
+
+def test_one_setting_has_no_kind():
+    assert read_layer_rope_settings({"rope_theta": 1e6}) == {
+        "": RopeSettings(method="none", theta=1e6)
+    }

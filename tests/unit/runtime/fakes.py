@@ -73,7 +73,7 @@ def manifest(
         "max_context": cache.capacity,
         "max_batch": max_batch,
         "max_chunk": max_chunk,
-        "cache": cache,
+        "layers": (cache,) * layers,
         "precision": "fp32",
         "io": tuple(io),
         "weights": {"files": [], "storage": "linked"},
@@ -90,6 +90,7 @@ class FakeBackend:
     batch: int
     cache: CacheInfo
     limit: int = 1 << 30  # rows of a call
+    asked: list[int] = field(default_factory=list)  # slots that a limit was asked for
     fail_at: int | None = None  # index of the call that raises
     steps: list[Step] = field(default_factory=list)
     capacities: list[int] = field(default_factory=list)
@@ -98,6 +99,7 @@ class FakeBackend:
     closed: int = 0
 
     def chunk_limit(self, slots: int) -> int:
+        self.asked.append(slots)
         return self.limit
 
     def grow(self, capacity: int) -> None:

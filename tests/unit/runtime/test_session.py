@@ -86,6 +86,20 @@ def test_the_backend_may_ask_for_smaller_chunks() -> None:
     assert [s.input_ids.shape[1] for s in fake.steps] == [3, 2]
 
 
+def test_a_ring_keeps_its_chunks_however_long_the_sequence() -> None:
+    """The scores of a call are as wide as the ring, and a limit for the tokens seen would cut
+    calls into ever smaller ones."""
+    session, fake = make(cache=BOUNDED)
+    session.feed(np.ones((1, 30), np.int64))
+    assert fake.asked == [4, 8, 10, 10, 10, 10, 10, 10]
+
+
+def test_a_full_cache_asks_for_chunks_of_the_slots_in_use() -> None:
+    session, fake = make()
+    session.feed(np.ones((1, 9), np.int64))
+    assert fake.asked == [4, 8, 9]
+
+
 def test_past_the_maximum_raises_and_changes_nothing() -> None:
     cache = CacheInfo(policy="full", sinks=0, window=0, capacity=6, keys="rotated")
     session, fake = make(batch=2, cache=cache)

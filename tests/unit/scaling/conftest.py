@@ -69,6 +69,15 @@ def assert_same_table(table: Any, expected: tuple[np.ndarray, float]) -> None:
     assert table.multiplier == pytest.approx(multiplier, rel=1e-12)
 
 
+def assert_same_values(values: Any, expected: tuple[np.ndarray, float]) -> None:
+    """As assert_same_table, for a float64 (inv_freq, multiplier)."""
+    inv_freq, multiplier = values
+    assert inv_freq.dtype == np.float64
+    assert inv_freq.shape == expected[0].shape
+    np.testing.assert_allclose(inv_freq, expected[0], rtol=2e-6, atol=0)
+    assert multiplier == pytest.approx(expected[1], rel=1e-12)
+
+
 class Float64Torch:
     """torch whose names for float32 mean float64."""
 
@@ -93,3 +102,8 @@ def transformers_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def same_table() -> Callable[[Any, tuple[np.ndarray, float]], None]:
     return assert_same_table
+
+
+@pytest.fixture
+def same_values() -> Callable[[Any, tuple[np.ndarray, float]], None]:
+    return assert_same_values

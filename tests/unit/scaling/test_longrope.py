@@ -76,5 +76,36 @@ def test_missing_list_is_named(make_shape):
         resolve("longrope", make_shape(64), 8192, parameters={"long_factor": [1.0] * 32})
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("given", [{}, {"attention_factor": 1.19}, {"factor": 16.0}], ids=str)
+def test_equals_transformers_at_every_length_around_the_switch(
+    share, given, make_shape, transformers_table, same_values
+):
+    shape = make_shape(64, rotary_dim=int(64 * share), maximum=131072)
+    parameters = {**lists(shape.rotary_dim // 2), **given}
+    by_length = resolve("longrope", shape, 131072, parameters=parameters).length_table
+    for length in (1, 2, 1000, 4095, 4096, 4097, 4098, 8192, 131071, 131072):
+        expected = transformers_table("longrope", shape, seq_len=length, **parameters)
+        same_values(by_length.at(length), expected)
+
+
+def test_mscales_on_either_side_of_the_switch(make_shape):
+    given = {**lists(32), "short_mscale": 1.05, "long_mscale": 1.25}
+    by_length = resolve("longrope", make_shape(64), 8192, parameters=given).length_table
+    assert [by_length.at(n)[1] for n in (1, 4096, 4097, 8192)] == [1.05, 1.05, 1.25, 1.25]
+
+
+@pytest.mark.parametrize("target", [1, 4095, 4096])
+def test_a_target_before_the_switch_needs_no_table_by_length(target, make_shape):
+    assert resolve("longrope", make_shape(64), target, parameters=lists(32)).length_table is None
+
+
+def test_table_is_the_one_at_the_target(make_shape):
+    resolved = resolve("longrope", make_shape(64), 8192, parameters=lists(32))
+    inv_freq, multiplier = resolved.length_table.at(8192)
+    np.testing.assert_array_equal(resolved.table.inv_freq, inv_freq.astype(np.float32))
+    assert resolved.table.multiplier == multiplier
+
+
 def test_alias_su():
     assert find("su") is find("longrope")

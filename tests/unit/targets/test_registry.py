@@ -24,7 +24,7 @@ MANIFEST = Manifest(
     max_context=8,
     max_batch=1,
     max_chunk=4,
-    cache=CacheInfo(policy="full", sinks=0, window=0, capacity=8, keys="rotated"),
+    layers=(CacheInfo(policy="full", sinks=0, window=0, capacity=8, keys="rotated"),),
     precision="fp32",
     io=(),
     weights={},

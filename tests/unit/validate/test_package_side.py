@@ -10,7 +10,7 @@ import pytest
 from ctx_export.core.progress import SilentProgress
 from ctx_export.runtime.contract import Contract
 from ctx_export.runtime.session import Session
-from ctx_export.validate import package_side
+from ctx_export.validate import positions
 from ctx_export.validate.compare import RowErrors, Rule, row_errors
 from ctx_export.validate.package_side import (
     Feeder,
@@ -63,7 +63,7 @@ def test_a_prefill_is_cut_by_the_session(feeder, backend):
 
 
 def test_a_prefill_of_a_large_vocabulary_is_fed_in_pieces(feeder, backend, monkeypatch):
-    monkeypatch.setattr(package_side, "_FEED_BYTES", 40 * 4 * VOCAB)
+    monkeypatch.setattr(positions, "_FEED_BYTES", 40 * 4 * VOCAB)
     np.testing.assert_array_equal(prefill(feeder, TOKENS, ROWS), expected(ROWS))
     assert fed(backend) == [32, 8, 32, 8, 20]
 
@@ -106,7 +106,12 @@ def references(plan: ValidationPlan) -> References:
             scale=nothing.scale, maximum=nothing.maximum + 0.5, mean=nothing.mean + 0.25
         )
         return BlockReference(
-            positions=positions, logits=logits, own_table=nothing, unmodified=half, peers={}
+            positions=positions,
+            logits=logits,
+            own_table=nothing,
+            unmodified=half,
+            peers={},
+            scale=nothing.scale,
         )
 
     return References(
@@ -162,6 +167,7 @@ def test_an_error_is_told_where_it_is(feeder):
         own_table=unmodified,
         unmodified=unmodified,
         peers={},
+        scale=scale,
     )
     told = References(
         tokens=right.tokens,

@@ -11,10 +11,15 @@ from ctx_export.validate.positions import (
     PROBE_TOKENS,
     Probe,
     ValidationPlan,
+    decode_feeds,
+    decoded_positions,
     default_budget,
+    feed_limit,
     listed_positions,
     make_plan,
+    probe_feeds,
     ragged_chunks,
+    rope_lengths,
 )
 
 
@@ -118,3 +123,58 @@ def test_ragged_chunks_by_hand(tokens, chunks):
 def test_a_big_model_has_a_shorter_prefill(parameters, tokens):
     """2^40 tokens × parameters, written out."""
     assert default_budget(parameters) == tokens
+
+
+@pytest.mark.parametrize(
+    ("maximum", "ring", "expected"),
+    [
+        (None, 47, (0, 47, 63, 64, 65, 142, 470, 10**6, 2**31)),
+        (None, 300, (0, 63, 64, 65, 300, 901, 3000, 10**6, 2**31)),
+        (256, 47, (0, 47, 63, 64, 65, 128, 142, 255)),
+        (142, 47, (0, 47, 63, 64, 65, 128, 141)),
+    ],
+)
+def test_rings_add_their_first_wrap_and_what_follows_three(maximum, ring, expected):
+    assert listed_positions(64, maximum, ring) == expected
+
+
+def test_without_a_maximum_the_prefill_is_the_budget_and_probes_go_far_out():
+    plan = make_plan(64, None, 100, 47)
+    assert plan.prefill == 100
+    assert plan.probes == probes((142, 158), (470, 486), (10**6, 10**6 + 16), (2**31, 2**31 + 16))
+
+
+PLAN = ValidationPlan(prefill=100, positions=(0, 50, 51, 99, 400), probes=())
+
+
+def test_listed_positions_are_decoded_with_their_neighbours():
+    assert decoded_positions(PLAN) == [0, 1, 2, 48, 49, 50, 51, 52, 53, 97, 98, 99]
+
+
+@pytest.mark.parametrize(
+    ("most", "feeds"),
+    [
+        (1000, [1, 1, 1, 45, *[1] * 6, 43, 1, 1, 1]),
+        (20, [1, 1, 1, 20, 20, 5, *[1] * 6, 20, 20, 3, 1, 1, 1]),
+    ],
+)
+def test_between_them_tokens_are_fed_at_once(most, feeds):
+    assert decode_feeds(PLAN, most) == feeds
+
+
+@pytest.mark.parametrize(
+    ("tokens", "feeds"), [(1, [1]), (2, [1, 1]), (5, [1, 1, 1, 1, 1]), (16, [12, 1, 1, 1, 1])]
+)
+def test_a_probe_is_a_chunk_and_single_tokens(tokens, feeds):
+    assert probe_feeds(tokens) == feeds
+
+
+def test_a_rope_length_is_where_the_feed_ends():
+    assert rope_lengths([3, 1, 2]).tolist() == [3, 3, 3, 4, 6, 6]
+    assert rope_lengths([2, 1], start=2**31).tolist() == [2**31 + 2, 2**31 + 2, 2**31 + 3]
+    assert rope_lengths([]).tolist() == []
+
+
+def test_a_feed_has_as_many_tokens_as_memory_has_room_for_logits():
+    """128 MiB of float32."""
+    assert (feed_limit(128_000), feed_limit(1 << 30)) == (262, 1)

@@ -261,3 +261,29 @@ def test_merging_keeps_rows_of_other_positions_apart():
         (0, 511, "decode of 9 rows"),
         (1008, 1023, "probe"),
     ]
+
+
+def test_what_transformers_does_not_compute_is_left_blank():
+    bounded = report(
+        row(0, transformers=None, own_table=None),
+        row(0, how="decode", transformers=None, own_table=None),
+        row(9, transformers=None),
+        row(9, how="chunks", transformers=3e-5, max_error=1e-9),
+        max_context=None,
+        cache_bytes=4096,
+    )
+    assert bounded.lines()[1].split() == [
+        *("0", "prefill,", "decode", "1.0e-06", "1.0e-07", "1.0e-03", "n/a", "ok")
+    ]
+    assert "3.0e-05" in bounded.lines()[2]  # known in one of the ways
+    assert "| n/a | n/a |  | ok |" in bounded.markdown()
+    values = bounded.to_json()
+    assert values["rows"][0]["transformers"] is values["rows"][0]["own_table"] is None
+    assert values["cache_bytes_per_sequence"] == 4096
+    assert bounded.summary["transformers_error"] == 3e-5
+    assert report(row(0, transformers=None)).summary["transformers_error"] is None
+
+
+def test_a_package_without_a_last_position_claims_those_it_was_compared_at():
+    far = report(row(0), row(1 << 31), max_context=None)
+    assert far.verdict().startswith("agrees with PyTorch up to position 2147483648: largest error")

@@ -148,6 +148,31 @@ CASES = {
             **HF_LISTS,
         },
     ),
+    "dynamic-ntk": (
+        scaling("dynamic-ntk", factor=4.0),
+        {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    ),
+    # At a rope length of 1024 tokens, four times the trained ones; below, plain rotation.
+    "dynamic-yarn": (
+        scaling("dynamic-yarn", parameters=RAMP),
+        {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 256,
+            **RAMP,
+        },
+    ),
+    "dynamic-yarn, short": (
+        scaling("dynamic-yarn", target=100, parameters=RAMP),
+        {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 1.0,
+            "original_max_position_embeddings": 256,
+            **RAMP,
+        },
+    ),
     "proportional": (
         scaling("proportional", factor=4.0, parameters={"partial_rotary_factor": 0.25}),
         {
@@ -212,3 +237,17 @@ def test_a_package_s_scaling_is_its_manifest_s():
 @pytest.mark.parametrize(("target", "long"), [(256, False), (257, True), (1024, True)])
 def test_longrope_s_long_table_begins_beyond_the_trained_context(target, long):
     assert scaling("longrope", target=target).long_table is long
+
+
+@pytest.mark.parametrize(
+    ("maximum", "by_length", "target"), [(4096, None, 4096), (None, None, 512), (None, {}, 513)]
+)
+def test_where_nothing_ends_longrope_s_table_is_the_one_baked(maximum, by_length, target):
+    """The short list in every layer's ring; with both lists the long one is stated."""
+    package = manifest(
+        method="longrope",
+        max_context=maximum,
+        scaling={"inv_freq": [1.0], "length_table": by_length},
+        model={"original_context": 512},
+    )
+    assert Scaling.of(package).target == target

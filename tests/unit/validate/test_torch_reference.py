@@ -371,4 +371,4 @@ def test_a_model_without_one_rotary_module_for_all_layers_is_refused():
     import torch
 
     with pytest.raises(UserError, match="Linear has 0 rotary modules"):
-        torch_reference._rotary_owner(torch.nn.Linear(1, 1))
+        torch_reference.rotary_owner(torch.nn.Linear(1, 1))

@@ -123,6 +123,9 @@ def checkpoint(tmp_path_factory):
     return tiny.save(tmp_path_factory.mktemp("checkpoint"))
 
 
+SCALING = {"inv_freq": [1.0] * 8, "multiplier": 1.0, "parameters": {}}
+
+
 def tiny_manifest(**changes) -> Manifest:
     model = {
         "family": "llama",
@@ -133,12 +136,11 @@ def tiny_manifest(**changes) -> Manifest:
         "vocab": tiny.VOCAB,
         "original_context": tiny.ORIGINAL_CONTEXT,
     }
-    scaling = {"inv_freq": [1.0] * 8, "multiplier": 1.0, "parameters": {}}
-    return manifest(**{"model": model, "scaling": scaling, **changes})
+    return manifest(**{"model": model, "scaling": SCALING, **changes})
 
 
-def cache(policy: str, keys: str) -> CacheInfo:
-    return CacheInfo(policy=policy, sinks=0, window=8, capacity=100, keys=keys)
+def cache(rule: str = "sliding-window") -> CacheInfo:
+    return CacheInfo(policy="bounded", rule=rule, sinks=0, window=8, capacity=100, keys="rotated")
 
 
 @pytest.mark.parametrize(
@@ -148,14 +150,19 @@ def cache(policy: str, keys: str) -> CacheInfo:
         (tiny_manifest(), {"tolerance": 2.0}, "tolerance is 2: give a share of the logit scale"),
         (tiny_manifest(method="landmark"), {}, "method landmark has no PyTorch reference"),
         (
-            tiny_manifest(cache=cache("bounded", "rotated")),
+            tiny_manifest(cache=cache(rule="h2o")),
             {},
-            "cache policy bounded with rotated keys has no PyTorch reference",
+            "a cache of rule h2o with 0 sinks and window 8 has no PyTorch reference",
         ),
         (
-            tiny_manifest(cache=cache("full", "unrotated")),
+            tiny_manifest(cache=cache(), method="landmark"),
             {},
-            "cache policy full with unrotated keys has no PyTorch reference",
+            "method landmark has no PyTorch reference",
+        ),
+        (
+            tiny_manifest(cache=cache(), scaling={**SCALING, "length_table": {"ramp": []}}),
+            {},
+            "scaling.length_table of the manifest is not valid: 'short_frequencies'",
         ),
         (tiny_manifest(), {"need_engine": True}, "has no engine to validate"),
     ],
@@ -164,6 +171,7 @@ def test_what_cannot_be_compared_is_refused_before_pytorch_runs(
     checkpoint, tmp_path, monkeypatch, package, options, words
 ):
     monkeypatch.setattr(validation, "reference_logits", None)
+    monkeypatch.setattr(validation, "pairwise_logits", None)
     package.save(tmp_path)
     with pytest.raises(UserError, match=words):
         run(tmp_path, checkpoint, **options)

@@ -1,0 +1,300 @@
+"""What PyTorch says of packages that transformers has no model for: bounded caches, frequencies
+that follow the length, layers of several kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctx_export.core.manifest import BOUNDED, CacheInfo, Manifest
+from ctx_export.core.progress import Progress
+from ctx_export.validate.compare import RowErrors, logit_scale, row_errors
+from ctx_export.validate.pairwise import PairwiseReference, Past
+from ctx_export.validate.positions import (
+    ValidationPlan,
+    decode_feeds,
+    decoded_positions,
+    feed_limit,
+    probe_feeds,
+    ragged_chunks,
+    rope_lengths,
+)
+from ctx_export.validate.reference_side import (
+    BlockReference,
+    References,
+    counter,
+    kept_rows,
+    random_tokens,
+)
+from ctx_export.validate.rope_parameters import Scaling
+from ctx_export.validate.rope_tables import (
+    Table,
+    checked_lengths,
+    length_table,
+    own_tables,
+    package_table,
+    rope_at,
+)
+from ctx_export.validate.synthetic import CALIBRATION_TOKENS, Cache, synthetic_cache
+from ctx_export.validate.torch_reference import Rotary, TorchReference, load_config
+from ctx_export.validate.turning import Heads
+from ctx_export.validate.visibility import rule_of
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+def needs_pairs(manifest: Manifest) -> bool:
+    """Whether a package is compared pair by pair: it has a bounded cache, unrotated keys, or
+    layers with tables of their own."""
+    bounded = any(layer.policy == BOUNDED or layer.keys != "rotated" for layer in manifest.layers)
+    return bounded or manifest.scaling.get("layers") is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairwiseSettings:
+    """How PyTorch is run pair by pair: from where, under which caches, with which table.
+
+    `own_windows`: the layers see what transformers' own model sees, so that its error can be
+    printed.
+    """
+
+    checkpoint: Path
+    caches: tuple[CacheInfo, ...]
+    scaling: Scaling
+    table: Callable[[int], Table]
+    own_tables: tuple[Table | None, ...]  # per layer, None: `table`
+    checked_lengths: tuple[int, ...]
+    follows_length: bool
+    own_windows: bool
+    weights: str
+    peers: tuple[str, ...] = ()
+    by_layer: bool = False
+
+    @classmethod
+    def of(cls, manifest: Manifest, checkpoint: Any, **options: Any) -> PairwiseSettings:
+        """Of a package and its `Checkpoint`; `options` are the fields with defaults."""
+        windows = tuple(cache.window for cache in manifest.layers)
+        sinks = any(cache.sinks for cache in manifest.layers)
+        return cls(
+            checkpoint=checkpoint.directory,
+            caches=manifest.layers,
+            scaling=Scaling.of(manifest),
+            table=package_table(manifest),
+            own_tables=own_tables(manifest),
+            checked_lengths=checked_lengths(manifest),
+            follows_length=length_table(manifest) is not None,
+            own_windows=windows == checkpoint.spec.windows
+            and not sinks
+            and manifest.scaling.get("layers") is None,
+            weights=manifest.precision,
+            **options,
+        )
+
+    def check(self) -> None:
+        """Raise UserError, before anything is loaded, for what has no reference."""
+        rope_at(self.scaling, load_config(self.checkpoint), self.scaling.target)
+        for cache in self.caches:
+            rule_of(cache, self.scaling.original_context)
+
+    def open(self, compute: str = "fp32") -> PairwiseReference:
+        """The model computing in `compute`."""
+        original = self.scaling.original_context
+        return PairwiseReference(
+            self.checkpoint,
+            [rule_of(cache, original) for cache in self.caches],
+            [self.layer_table(layer) for layer in range(len(self.caches))],
+            weights=self.weights,
+            compute=compute,
+            by_layer=self.by_layer,
+        )
+
+    def open_transformers(self, length: int) -> TorchReference:
+        """transformers' model under the method's words for a forward of `length` tokens."""
+        rope = rope_at(self.scaling, load_config(self.checkpoint), length)
+        return TorchReference(self.checkpoint, rope, weights=self.weights, by_layer=self.by_layer)
+
+    def layer_table(self, layer: int) -> Callable[[int], tuple[NDArray[np.float64], float]]:
+        """A layer's float64 table at a rope length."""
+
+        def at(length: int) -> tuple[NDArray[np.float64], float]:
+            inv_freq, multiplier = self.own_tables[layer] or self.table(length)
+            return inv_freq.astype(np.float64), multiplier
+
+        return at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyntheticPast:
+    """Unrotated keys and values for every probe: the first P tokens of a full layer; for a ring
+    the tokens that it still holds, with the same rows wherever the probe is."""
+
+    caches: tuple[CacheInfo, ...]
+    rows: Cache  # [1,Hkv,P,D] per layer
+    heads: tuple[Heads, ...]  # per layer
+    tables: tuple[tuple[NDArray[np.float64], float], ...]  # per layer, of rotated keys
+
+    def past(self, start: int) -> Past:
+        """What the layers hold of the tokens before position `start`."""
+        tokens = tuple(_held(cache, start) for cache in self.caches)
+        kept = [len(part) for part in tokens]
+        keys, values = (
+            tuple(array[:, :, :count] for array, count in zip(arrays, kept, strict=True))
+            for arrays in (self.rows.keys, self.rows.values)
+        )
+        return Past(keys=keys, values=values, tokens=tokens, start=start)
+
+    def first(self, tokens: int) -> Cache:
+        """The same as the package stores it: rotated keys at their absolute positions."""
+        past = self.past(tokens)
+        parts = zip(past.keys, past.tokens, self.caches, self.heads, self.tables, strict=True)
+        keys = tuple(
+            heads.rotated(key, table, positions) if cache.keys == "rotated" else key
+            for key, positions, cache, heads, table in parts
+        )
+        return Cache(keys=keys, values=past.values, seen=tokens)
+
+
+def _held(cache: CacheInfo, start: int) -> Ints:
+    """Positions of the tokens before `start` that a layer holds: in a ring also those that it has
+    room for and nobody sees any more."""
+    if cache.policy != BOUNDED:
+        return np.arange(start)
+    sinks = np.arange(min(cache.sinks, start))
+    oldest = max(cache.sinks, start - (cache.capacity - cache.sinks))
+    return np.concatenate([sinks, np.arange(oldest, start)])
+
+
+def pairwise_logits(
+    settings: PairwiseSettings, plan: ValidationPlan, progress: Progress
+) -> References:
+    """Run PyTorch over the plan: in float32, in the peers' precisions, and transformers' own."""
+    progress.stage("loading PyTorch")
+    model = settings.open()
+    progress.stage("running PyTorch")
+    tokens = random_tokens(max(plan.prefill, CALIBRATION_TOKENS), model.vocab)
+    past = _synthetic(model, settings, plan, tokens)
+    calls = _calls(settings, plan, tokens, model.vocab, past)
+    model.watch(counter(progress, len(calls) * model.layers))
+    blocks = [_block(call.positions, call.run(model)) for call in calls]
+    lengths = settings.checked_lengths
+    tables = {n: model.transformers_table(settings.scaling, n) for n in lengths}
+    inv_freq, multiplier = model.transformers_table(settings.scaling, settings.scaling.target)
+    layer_tables = model.own_tables()
+    del model  # one model in memory at a time
+    for precision in settings.peers:
+        progress.stage(f"running PyTorch in {precision}")
+        peer = settings.open(precision)
+        peer.watch(counter(progress, len(calls) * peer.layers))
+        for call, block in zip(calls, blocks, strict=True):
+            block.peers[precision] = row_errors(call.run(peer), block.logits)
+        del peer
+    if settings.own_windows:
+        progress.stage("running transformers")
+        blocks[0] = replace(blocks[0], unmodified=_unmodified(settings, tokens, blocks[0], plan))
+    ways = blocks[: len(blocks) - len(plan.probes)]
+    return References(
+        tokens=tokens[: plan.prefill],
+        prefill=ways[0],
+        chunks=ways[1] if settings.follows_length else None,
+        decode=ways[2] if settings.follows_length else None,
+        probes=tuple(zip(plan.probes, blocks[len(ways) :], strict=True)),
+        probe_tokens=tokens[:CALIBRATION_TOKENS],
+        cache=past,
+        inv_freq=inv_freq,
+        multiplier=multiplier,
+        tables=tables,
+        layer_tables=layer_tables,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """One computation of the plan: `run` gives the logits [R,V] at `positions` [R]."""
+
+    positions: Ints
+    run: Callable[[PairwiseReference], Floats]
+
+
+def _calls(
+    settings: PairwiseSettings,
+    plan: ValidationPlan,
+    tokens: Ints,
+    vocab: int,
+    past: SyntheticPast | None,
+) -> list[_Call]:
+    """The prefill; its chunks and its decoding where they are something else; the probes."""
+    rows = kept_rows(plan, vocab)
+    calls = [_sequence(tokens[: plan.prefill], rows, None)]
+    if settings.follows_length:
+        calls.append(_sequence(tokens[: plan.prefill], rows, ragged_chunks(plan.prefill)))
+        decoded = np.asarray(decoded_positions(plan), np.int64)
+        feeds = decode_feeds(plan, feed_limit(vocab))
+        calls.append(_sequence(tokens[: sum(feeds)], decoded, feeds))
+    for probe in plan.probes:
+        assert past is not None
+        ids, at = tokens[: probe.tokens], past.past(probe.start)
+        lengths = rope_lengths(probe_feeds(probe.tokens), probe.start)
+        calls.append(_probe(ids, at, lengths))
+    return calls
+
+
+def _sequence(tokens: Ints, rows: Ints, feeds: Sequence[int] | None) -> _Call:
+    """All of `tokens` in one planned feed, or in unplanned `feeds`."""
+    lengths = None if feeds is None else rope_lengths(feeds)
+    return _Call(
+        positions=rows, run=lambda model: model.logits(tokens, lengths, rows=rows.tolist())
+    )
+
+
+def _probe(tokens: Ints, past: Past, lengths: Ints) -> _Call:
+    positions = np.arange(past.start, past.start + len(tokens), dtype=np.int64)
+    return _Call(positions=positions, run=lambda model: model.probe(past, tokens, lengths))
+
+
+def _synthetic(
+    model: PairwiseReference, settings: PairwiseSettings, plan: ValidationPlan, tokens: Ints
+) -> SyntheticPast | None:
+    """The keys and values that every probe takes its own from."""
+    if not plan.probes:
+        return None
+    own = model.own_past(tokens[:CALIBRATION_TOKENS])
+    last = max(probe.start for probe in plan.probes)
+    kept = [len(_held(cache, last)) for cache in settings.caches]
+    sample = Cache(keys=own.keys, values=own.values)
+    return SyntheticPast(
+        caches=settings.caches,
+        rows=synthetic_cache(sample, kept, settings.weights),
+        heads=model.heads,
+        tables=tuple(
+            settings.layer_table(layer)(settings.scaling.target)
+            for layer in range(len(settings.caches))
+        ),
+    )
+
+
+def _block(positions: Ints, logits: Floats) -> BlockReference:
+    return BlockReference(
+        positions=positions,
+        logits=logits,
+        own_table=None,
+        unmodified=None,
+        peers={},
+        scale=logit_scale(logits),
+    )
+
+
+def _unmodified(
+    settings: PairwiseSettings, tokens: Ints, block: BlockReference, plan: ValidationPlan
+) -> RowErrors:
+    """The error of transformers' own forward over the planned prefill."""
+    model = settings.open_transformers(plan.prefill)
+    logits = model.logits(
+        tokens[: plan.prefill], rows=block.positions.tolist(), rotary=Rotary.UNMODIFIED
+    )
+    return row_errors(logits[0], block.logits)

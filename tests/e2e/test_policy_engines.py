@@ -1,0 +1,76 @@
+"""Engines of every cache policy and length-dependent method, built without a GPU.
+
+Oracle: FORMULAS section 4 for the bytes, the plan's nodes by hand for the plugin layers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctx_export.core.inspection import inspect_package
+from ctx_export.core.manifest import Manifest
+from ctx_export.core.recipe import Recipe
+from ctx_export.frontends.source import Source
+from ctx_export.pipeline import export_source
+from tests.support import tiny
+
+HEAD_DIM = 64  # the kernels take multiples of 8
+LAYERS, KV_HEADS, BYTES = tiny.LAYERS, tiny.KV_HEADS, 2
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    checkpoint = tiny.save(tmp_path_factory.mktemp("engines") / "checkpoint", head_dim=HEAD_DIM)
+    return tiny.source(checkpoint, "fp16")
+
+
+# Options, slots of a layer and its nodes: rotations of query, key and sink query, attention.
+CASES: dict[str, tuple[dict[str, Any], int, int]] = {
+    "streaming": ({"method": "streaming", "sinks": 4, "window": 60}, 4 + 60 + 15, 4),
+    "streaming without sinks": ({"method": "streaming", "sinks": 0, "window": 60}, 75, 3),
+    "sliding-window": ({"method": "sliding-window", "window": 64}, 64 + 15, 3),
+    "lm-infinite": ({"method": "lm-infinite", "sinks": 2, "window": 50}, 2 + 50 + 15, 4),
+    "yarn over a window": ({"method": "yarn", "sinks": 4, "window": 124}, 4 + 124 + 15, 4),
+    "dynamic-ntk": ({"method": "dynamic-ntk", "target": 256}, 256, 2),
+    "dynamic-yarn": ({"method": "dynamic-yarn", "target": 256}, 256, 2),
+    "longrope over a window": (
+        {
+            "method": "longrope",
+            "sinks": 2,
+            "window": 30,
+            "parameters": {"short_factor": [1.0] * 32, "long_factor": [2.0] * 32},
+        },
+        2 + 30 + 15,
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_node_of_a_policy_is_a_plugin_layer(source, tmp_path, name):
+    options, slots, nodes = CASES[name]
+    recipe = Recipe(
+        model=str(source.checkpoint.directory),
+        output=tmp_path / "package",
+        precision="fp16",
+        engine="tensorrt-rtx",
+        validate=False,
+        max_chunk=16,
+        max_batch=2,
+        **options,
+    )
+    result = export_source(source, recipe)
+    package: Path = result.output
+    manifest = Manifest.load(package)
+    assert manifest.engine is not None
+    frequencies = manifest.has_role("rope_length")
+    assert len(manifest.engine["plugin_layers"]) == LAYERS * nodes + frequencies
+    assert (package / "model.engine").stat().st_size > 0
+    # 2 · layers · KV heads · head dimension · slots · bytes of an element
+    expected = 2 * LAYERS * KV_HEADS * HEAD_DIM * slots * BYTES
+    assert inspect_package(package)["cache_bytes_per_sequence"] == expected
+    past = manifest.engine["profiles"]["prefill"]["input_ids"]
+    assert past[2] == [2, 16]
