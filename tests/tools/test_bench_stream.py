@@ -17,7 +17,7 @@ CACHE = 16  # of the benchmark of sinks, and of recomputation
 def packages(tmp_path_factory):
     """All packages that the benchmarks ask for, from one trace."""
     wanted = {
-        **stream.wanted(4, 252, 100),
+        **stream.wanted(4, 28, 100),
         **recompute.wanted([CACHE]),
         **sinks.wanted([0, 4], CACHE),
     }
@@ -39,20 +39,20 @@ def run(benchmark, packages, monkeypatch, report, *arguments):
 
 
 def test_a_stream_keeps_its_perplexity_and_its_cache(packages, monkeypatch, tmp_path):
-    arguments = ("--tokens", "3000", "--chunk", "100")
+    arguments = ("--tokens", "3000", "--window", "28", "--chunk", "100")
     shown, report = run(stream, packages, monkeypatch, tmp_path / "report", *arguments)
     assert [tenth["until"] for tenth in report["tenths"]] == list(range(300, 3001, 300))
     assert report["largest_loss_difference"] < 1e-5
-    assert {tenth["cache_bytes"] for tenth in report["tenths"]} == {355 * 5 * 2 * 2 * 64 * 4}
-    assert shown.count("last tenth against first") == 6
+    assert {tenth["cache_bytes"] for tenth in report["tenths"]} == {131 * 5 * 2 * 2 * 64 * 4}
+    assert shown.count("last tenth against first") == 7
 
 
 def test_recomputation_is_timed_beside_streaming(packages, monkeypatch, tmp_path):
-    arguments = ("--caches", str(CACHE), "--tokens", "2", "--rounds", "2")
+    arguments = ("--caches", str(CACHE), "--tokens", "2")
     shown, report = run(recompute, packages, monkeypatch, tmp_path / "report", *arguments)
     assert [(row["side"], row["tokens"]) for row in report["rows"]] == [
-        ("streaming", 4),
-        ("recomputation", 4),
+        ("streaming", 6),
+        ("recomputation", 2),
     ]
     assert "times as long" in shown
 

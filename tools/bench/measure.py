@@ -90,13 +90,25 @@ def machine(threads: int, packages: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def resident_bytes(pid: int) -> int:
+def _resident(pid: int) -> int:
     """Resident memory of a process (VmRSS); 0 where there is no such process or no /proc."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def own_memory() -> tuple[int, int]:
+    """(resident, private) bytes of this process: VmRSS, and anonymous memory, swapped out or not,
+    which the system cannot take back to hide a leak. Raises click.ClickException without /proc."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        raise click.ClickException("memory cannot be measured: there is no /proc here") from None
+    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    kib = {name: int(fields[name].split()[0]) for name in ("VmRSS", "RssAnon", "VmSwap")}
+    return kib["VmRSS"] * _KIB, (kib["RssAnon"] + kib["VmSwap"]) * _KIB
 
 
 def _processor() -> str:
@@ -123,7 +135,7 @@ class _Sampler(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(_POLL_SECONDS):
-            self.peak_bytes = max(self.peak_bytes, sum(map(resident_bytes, _tree(self._pid))))
+            self.peak_bytes = max(self.peak_bytes, sum(map(_resident, _tree(self._pid))))
 
     def stop(self) -> None:
         self._done.set()

@@ -6,7 +6,9 @@ For every cache size C, with the same random tokens on both sides, in float32 on
   streaming       a package with 4 sinks and a window of C − 4, its ring full; each token is a call
   recomputation   a package with a full cache of C tokens, emptied for each token and fed the last
                   C tokens in one feed (the baseline of StreamingLLM, arXiv 2309.17453, 4.5)
-Both compute the logits of the last token alone. Rounds of `tokens` tokens alternate.
+Both compute the logits of the last token alone. They take turns, so that both meet whatever else
+the machine does: four tokens are streamed, the first of which finds the processor's caches cold
+and is not counted, then one is recomputed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,17 +23,18 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from ctx_export.cli.common import terminal_progress
 from ctx_export.core.progress import Progress
 from ctx_export.runtime.session import Session, open_session
 from tools.bench.measure import machine, numbers, spread
 from tools.bench.packages import export_packages
+from tools.bench.perplexity import Ints
 
 SINKS = 4
 _RING_CHUNK = 16  # tokens of a call that fills the ring, which has C + 15 slots for it
-_WARM_UP = 2  # tokens
+_WARM_UP = 2  # turns
+_BURST = 4  # streamed tokens of a turn
 _SIDES = ("streaming", "recomputation")
 
 
@@ -50,19 +52,22 @@ class Row:
 
 @click.command()
 @click.option("--caches", default="256,512,1024,2048,4096", show_default=True)
-@click.option("--tokens", type=click.IntRange(min=1), default=16, help="Tokens of a round.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Recomputed tokens, one in each turn.",
+)
 @click.option("--model", default="demo", show_default=True, help="A checkpoint.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
-def main(
-    caches: str, tokens: int, rounds: int, model: str, threads: int, json_file: Path | None
-) -> None:
+def main(caches: str, tokens: int, model: str, threads: int, json_file: Path | None) -> None:
     """Compare streaming with recomputing a sliding window."""
     sizes = numbers(caches, "caches", least=SINKS + 1)
     details = machine(threads, ("ctx-export", "onnxruntime", "numpy"))
     click.echo(", ".join(f"{key} {value}" for key, value in details.items()))
-    click.echo(f"{model}, float32, {rounds} rounds of {tokens} tokens a side, sinks {SINKS}")
+    click.echo(f"{model}, float32, sinks {SINKS}, {tokens} turns for each cache size")
     click.echo(f"{'cache':>6} {'side':<14} {'ms/token':>9} {'p10':>9} {'p90':>9}")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, terminal_progress() as progress:
@@ -75,7 +80,7 @@ def main(
                     side: stack.enter_context(_open(places[f"{side}-{size}"], threads))
                     for side in _SIDES
                 }
-                found = _compare(sessions, size, tokens, rounds, progress)
+                found = _compare(sessions, size, tokens, progress)
             rows += found
             for row in found:
                 click.echo(
@@ -86,7 +91,7 @@ def main(
         ours, theirs = (row.median_ms for row in rows if row.cache == size)
         click.echo(f"{size:>6} recomputation takes {theirs / ours:.1f} times as long")
     if json_file is not None:
-        setting = {"model": model, "sinks": SINKS, "rounds": rounds, "round_tokens": tokens}
+        setting = {"model": model, "sinks": SINKS, "turns": tokens}
         report = {"machine": details, "setting": setting, "rows": [asdict(row) for row in rows]}
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
@@ -119,36 +124,35 @@ def _open(place: Path, threads: int) -> Session:
 
 
 def _compare(
-    sessions: dict[str, Session], size: int, tokens: int, rounds: int, progress: Progress
+    sessions: dict[str, Session], size: int, tokens: int, progress: Progress
 ) -> list[Row]:
-    """Alternate rounds of both sides at a cache of `size` tokens."""
+    """Alternate both sides at a cache of `size` tokens."""
     streaming, full = (sessions[side] for side in _SIDES)
-    count = _WARM_UP + rounds * tokens
+    steps = (_WARM_UP + tokens) * _BURST
     vocab = int(full.manifest.model["vocab"])
-    ids = np.random.default_rng(0).integers(3, vocab, 2 * size + count)
-    filled = len(ids) - count
-    streaming.feed(ids[:filled], logits="last")  # twice the cache: the ring has wrapped
-
-    def stream(end: int) -> NDArray[np.float32]:
-        return streaming.feed(ids[end - 1 : end], logits="last")
-
-    def recompute(end: int) -> NDArray[np.float32]:
+    ids = np.random.default_rng(0).integers(3, vocab, 2 * size + steps)
+    end = len(ids) - steps
+    streaming.feed(ids[:end], logits="last")  # twice the cache: the ring has wrapped
+    times: dict[str, list[float]] = {side: [] for side in _SIDES}
+    for turn in range(-_WARM_UP, tokens):
+        for place in range(_BURST):
+            end += 1
+            seconds = _timed(streaming, ids[end - 1 : end])
+            if turn >= 0 and place:
+                times["streaming"].append(seconds * 1e3)
         full.truncate(0, 0)
-        return full.feed(ids[end - size : end], logits="last")
-
-    sides: dict[str, Callable[[int], Any]] = dict(zip(_SIDES, (stream, recompute), strict=True))
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    ends = range(filled + 1, len(ids) + 1)
-    batches = [ends[:_WARM_UP]] + [ends[at : at + tokens] for at in range(_WARM_UP, count, tokens)]
-    for number, batch in enumerate(batches):
-        for side, step in sides.items():
-            for end in batch:
-                started = time.perf_counter()
-                step(end)
-                if number:  # the first batch warms up
-                    times[side].append((time.perf_counter() - started) * 1e3)
-        progress.update(number, rounds)
+        seconds = _timed(full, ids[end - size : end])
+        if turn >= 0:
+            times["recomputation"].append(seconds * 1e3)
+        progress.update(turn + 1, tokens)
     return [_row(side, size, measured) for side, measured in times.items()]
+
+
+def _timed(session: Session, ids: Ints) -> float:
+    """Seconds of a feed that asks for the last token's logits."""
+    started = time.perf_counter()
+    session.feed(ids, logits="last")
+    return time.perf_counter() - started
 
 
 def _row(side: str, size: int, times: list[float]) -> Row:
