@@ -129,6 +129,16 @@ def test_a_good_package_agrees_at_every_position(lab, name):
     json.dumps([report.to_json(), report.summary], allow_nan=False)
 
 
+@pytest.mark.parametrize("name", ["streaming", "longrope over sinks", "dynamic-ntk"])
+def test_a_short_prefill_leaves_the_rest_to_probes(lab, name):
+    """From within the ring on."""
+    report = validation.run(lab.package(name), lab.checkpoint, budget=9)
+    assert report.passed, report.lines()
+    ways = {row.position: row.how for row in report.rows if not row.is_range}
+    assert set(ways.values()) == {"decode", "probe"}  # of the ways, the last
+    assert [p for p, how in ways.items() if how == "probe"] == listed(report)[1:]
+
+
 def test_the_report_has_the_bytes_of_the_caches(lab):
     """2 · KV heads · head_dim · C · 4 bytes a layer (FORMULAS section 4), as the session has."""
     package = lab.package("streaming")

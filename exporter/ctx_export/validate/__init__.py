@@ -1,4 +1,4 @@
-"""Stage 7: position by position, a package against transformers' own model.
+"""Stage 7: position by position, a package against PyTorch.
 
 `run` compares and returns a `ValidationReport`; `update_package` writes it into the package.
 """
