@@ -38,7 +38,7 @@ def assert_refused(result: Result, out: Path, *words: str) -> None:
         (["--method", "yarn", "--target", "128"], ["128", "256"]),
         (["--method", "yarn", "--target", "lots"], ["lots", "128k"]),
         (["--method", "yarn", "--target", "-5"], ["-5"]),
-        (["--method", "yarn", "--target", "1k", "--sinks", "4"], ["--sinks"]),
+        (["--method", "yarn", "--target", "1k", "--sinks", "4"], ["sinks is 4", "--window"]),
         (["--method", "yarn", "--target", "1k", "--factor", "0.5"], ["factor", "0.5"]),
         (["--method", "none", "--target", "1k", "--precision", "fp8"], ["fp8", "bf16"]),
         (["/nowhere/at/all", "--method", "yarn", "--target", "1k"], ["/nowhere/at/all"]),

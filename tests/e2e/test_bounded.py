@@ -13,16 +13,29 @@ import numpy as np
 import pytest
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.manifest import Manifest
+from ctx_export.core.manifest import CacheInfo, Manifest
 from ctx_export.runtime.errors import SessionStateError
 from ctx_export.validate.pairwise import PairwiseReference
-from ctx_export.validate.visibility import lm_infinite, rule_of, streaming
+from ctx_export.validate.visibility import Group, Rule, lm_infinite, rule_of
 from tests.support import tiny
 from tests.support.feeding import error, opened
 
 TOLERANCE = 1e-4  # of the logit scale
 CHUNK = 8
 SINKS, WINDOWS = (0, 1, 4), (1, 17, 252)
+
+
+def by_cache_slot(query: int, *, sinks: int, window: int) -> tuple[Group, ...]:
+    """The tokens of a cache of sinks and window, in order, at the positions of their slots."""
+    recent = np.arange(max(sinks, query - window + 1), query + 1)
+    held = np.concatenate([np.arange(min(sinks, query + 1)), recent])
+    return (Group(keys=held, positions=np.arange(len(held)), query_position=len(held) - 1),)
+
+
+def slot_rule(cache: CacheInfo, original: int) -> Rule:
+    if cache.rule != "streaming":
+        return rule_of(cache, original)
+    return lambda query: by_cache_slot(query, sinks=cache.sinks, window=cache.window)
 
 
 class Lab:
@@ -52,7 +65,7 @@ class Lab:
             original = int(manifest.model["original_context"])
             model = PairwiseReference(
                 self.checkpoint,
-                [rule_of(cache, original) for cache in manifest.layers],
+                [slot_rule(cache, original) for cache in manifest.layers],
                 lambda length: (inv_freq, multiplier),
             )
             self._logits[key] = model.logits(ids)
@@ -175,7 +188,7 @@ def test_visible_sets_of_a_small_case_written_by_hand():
         (9, [0, 1, 7, 8, 9], [0, 1, 2, 3, 4], 4),
     ]
     for query, tokens, positions, own in expected:
-        (group,) = streaming(query, sinks=2, window=3)
+        (group,) = by_cache_slot(query, sinks=2, window=3)
         assert (group.keys.tolist(), group.positions.tolist()) == (tokens, positions)
         assert group.query_position == own
 

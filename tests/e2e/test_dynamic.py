@@ -6,6 +6,7 @@ planned, and transformers' tables in a pairwise float64 reference for one that g
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ class Lab:
 
     def growing(self, name: str, ids: np.ndarray, lengths: np.ndarray, rule: Any) -> np.ndarray:
         """The pairwise reference where token i was fed at rope length `lengths[i]`."""
-        held = {n: self.table(name, n) for n in sorted(set(lengths.tolist()))}
-        model = PairwiseReference(self.checkpoint, [rule] * tiny.LAYERS, lambda n: held[n])
+        table = cache(lambda length: self.table(name, length))
+        model = PairwiseReference(self.checkpoint, [rule] * tiny.LAYERS, table)
         return model.logits(ids, lengths)
 
 
@@ -171,14 +172,14 @@ def test_longrope_over_a_window_switches_at_the_absolute_length(tmp_path):
         parameters=LONGROPE,
     )
     manifest = Manifest.load(package)
-    (cache, *_) = manifest.layers
-    assert (cache.policy, cache.keys, manifest.max_context) == ("bounded", "unrotated", None)
-    ids = tokens(3 * cache.capacity, seed=9)
+    (ring, *_) = manifest.layers
+    assert (ring.policy, ring.keys, manifest.max_context) == ("bounded", "unrotated", None)
+    ids = tokens(3 * ring.capacity, seed=9)
     lengths = np.arange(1, len(ids) + 1)
     lab = Lab.__new__(Lab)
     lab.checkpoint = checkpoint
     # Without an extension of its own the factor of the multiplier is 1; attention_factor rules.
-    expected = lab.growing("longrope", ids, lengths, rule_of(cache, TRAINED))
+    expected = lab.growing("longrope", ids, lengths, rule_of(ring, TRAINED))
     with opened(package) as session:
         logits = np.concatenate([session.feed(ids[None, i : i + 1])[0] for i in range(len(ids))])
     assert error(logits, expected) < TOLERANCE

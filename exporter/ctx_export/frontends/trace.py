@@ -122,7 +122,7 @@ def _check_bases(config: Any, checkpoint: Checkpoint) -> None:
 
 def _own_rope(config: Any, layer: int) -> Mapping[str, Any]:
     """transformers' reading of a layer's rotary settings."""
-    entries = dict(config.rope_parameters or {})
+    entries = dict(getattr(config, "rope_parameters", None) or {})
     if not _by_kind(entries):
         return entries
     return dict(entries[config.layer_types[layer]])
@@ -134,7 +134,7 @@ def _by_kind(entries: Mapping[str, Any]) -> bool:
 
 def _plain_rope(config: Any) -> None:
     """Plain rotation in place of whatever scaling `config` has."""
-    entries = dict(config.rope_parameters or {})
+    entries = dict(getattr(config, "rope_parameters", None) or {})
     if _by_kind(entries):
         config.rope_parameters = {kind: _plain(dict(own)) for kind, own in entries.items()}
     else:
