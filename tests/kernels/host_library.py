@@ -62,6 +62,13 @@ AttentionParams = _struct(
         ("bounded", ctypes.c_int32),
         ("interleaved", ctypes.c_int32),
         ("dataType", ctypes.c_int32),
+        ("cacheType", ctypes.c_int32),
+        ("rotation", ctypes.c_int32),
+        ("sinkPosition", ctypes.c_int64),
+        ("keyScale", ctypes.c_void_p),
+        ("valueScale", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspaceBytes", ctypes.c_uint64),
     ],
 )
 

@@ -33,6 +33,22 @@ typedef enum CtxDataType
     CTX_DATA_TYPE_BFLOAT16 = 2
 } CtxDataType;
 
+/* Elements of a key-value cache. The quantised ones hold x / scale, rounded to nearest even and saturated. */
+typedef enum CtxCacheType
+{
+    CTX_CACHE_TYPE_SAME = 0, /* as the call's data type */
+    CTX_CACHE_TYPE_FLOAT8_E4M3 = 1,
+    CTX_CACHE_TYPE_INT8 = 2 /* -127 to 127 */
+} CtxCacheType;
+
+/* What SinkWindowAttention rotates itself, where rotaryDim > 0. */
+typedef enum CtxRotation
+{
+    CTX_ROTATION_KEYS_ON_READ = 0,          /* q as given; keys are cached unrotated, rotated when they are read */
+    CTX_ROTATION_ON_WRITE = 1,              /* q, and k before it is cached: both are given unrotated */
+    CTX_ROTATION_QUERY_AND_KEYS_ON_READ = 2 /* q, given unrotated, and cached keys when they are read */
+} CtxRotation;
+
 /*
  * Frequencies at each sequence's rope length n. A number is a pair of floats, high and low, of which the sum keeps 48
  * bits. With g = max(1, slope * n + offset), and of each pair short, long the long one where n > threshold:
@@ -110,12 +126,26 @@ typedef struct CtxSinkWindowAttentionParams
     float softcap;           /* logits become softcap * tanh(logits / softcap); 0: none */
     int32_t bounded;         /* 0 or 1 */
     int32_t interleaved;     /* 0 or 1 */
-    int32_t dataType;        /* CtxDataType of query, key, value, caches and output */
+    int32_t dataType;        /* CtxDataType of query, key, value and output */
+    int32_t cacheType;       /* CtxCacheType of past and present */
+    int32_t rotation;        /* CtxRotation; for a q given unrotated there is no sinkQuery */
+    int64_t sinkPosition;    /* q rotated here meets the sinks at min(its position, sinkPosition); 0: as other keys */
+    float const* keyScale;   /* [Hkv], what 1 in a quantised cache of keys means; null with CTX_CACHE_TYPE_SAME */
+    float const* valueScale; /* [Hkv], likewise of values */
+    void* workspace;         /* of ctxSinkWindowAttentionWorkspace bytes, aligned to 16; null: keys are not split */
+    uint64_t workspaceBytes;
 } CtxSinkWindowAttentionParams;
 
 CTX_API CtxStatus ctxRotaryFrequencies(CtxRotaryFrequenciesParams const* params, void* stream);
 CTX_API CtxStatus ctxScaledRotaryEmbedding(CtxScaledRotaryEmbeddingParams const* params, void* stream);
 CTX_API CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, void* stream);
+
+/*
+ * Bytes of workspace with which the call may split its keys over more blocks than it has queries to fill; 0 if it
+ * never does, or if the sizes are invalid. Of the struct only sizes and types are read, and a call with smaller sizes
+ * needs no more.
+ */
+CTX_API uint64_t ctxSinkWindowAttentionWorkspace(CtxSinkWindowAttentionParams const* params);
 
 /* What the last failed call of this thread said; empty if none failed. Valid until the thread's next failure. */
 CTX_API char const* ctxLastErrorMessage(void);
