@@ -72,6 +72,17 @@ CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, voi
     return call(params, stream, ctx::launchSinkWindowAttention);
 }
 
+uint64_t ctxSinkWindowAttentionWorkspace(CtxSinkWindowAttentionParams const* params)
+{
+    if (params == nullptr || params->size < sizeof(uint64_t))
+    {
+        return 0;
+    }
+    CtxSinkWindowAttentionParams known{};
+    std::memcpy(&known, params, std::min<size_t>(params->size, sizeof(known)));
+    return ctx::workspaceBytes(ctx::SinkWindowAttentionParams{known});
+}
+
 char const* ctxLastErrorMessage(void)
 {
     return lastError().c_str();

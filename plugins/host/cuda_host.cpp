@@ -6,6 +6,7 @@
 #include "kernels/common/platform.cuh"
 
 #include <algorithm>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -31,14 +32,30 @@ enum class Wait
     kFOREVER // finished
 };
 
+struct Copy
+{
+    void* target;
+    void const* source;
+    size_t copied;
+    size_t bytes;
+
+    void perform() const
+    {
+        std::memcpy(target, source, copied);
+        std::memset(static_cast<unsigned char*>(target) + copied, 0, bytes - copied);
+    }
+};
+
 struct Thread
 {
     Fiber fiber;
     Wait wait{Wait::kNOTHING};
     unsigned mask{0};
     // A lane reads round n while others may already bring values of round n + 1, never n + 2.
-    uint64_t brought[2]{};
+    alignas(16) unsigned char brought[2][kMAX_SHARED_BY_LANE]{};
     unsigned round{0};
+    std::deque<std::vector<Copy>> groups; // committed, oldest first
+    std::vector<Copy> copies;             // not yet committed
 };
 
 struct Grid
@@ -165,6 +182,8 @@ cudaError_t runBlock(int64_t block)
     {
         state.threads[i]->wait = Wait::kNOTHING;
         state.threads[i]->round = 0;
+        state.threads[i]->groups.clear();
+        state.threads[i]->copies.clear();
         state.threads[i]->fiber.start(runThread);
     }
     int32_t const warps = (state.count + kWARP_LANES - 1) / kWARP_LANES;
@@ -197,15 +216,53 @@ void syncBlock()
     suspend(Wait::kBLOCK);
 }
 
-uint64_t exchange(unsigned mask, uint64_t brought, int source)
+unsigned share(unsigned mask, void const* brought, size_t bytes)
 {
     Thread& thread = current();
     unsigned const round = thread.round++ % 2;
-    thread.brought[round] = brought;
+    if (bytes > 0)
+    {
+        std::memcpy(thread.brought[round], brought, bytes);
+    }
     thread.mask = mask;
     suspend(Wait::kWARP);
-    int32_t const lane = static_cast<int32_t>(threadIdx.x) / kWARP_LANES * kWARP_LANES + source;
-    return lane < grid().count ? grid().threads[static_cast<size_t>(lane)]->brought[round] : brought;
+    return round;
+}
+
+void const* sharedBy(unsigned round, int lane)
+{
+    int32_t const thread = static_cast<int32_t>(threadIdx.x) / kWARP_LANES * kWARP_LANES + lane;
+    return (thread < grid().count ? *grid().threads[static_cast<size_t>(thread)] : current()).brought[round];
+}
+
+void beginCopy(void* target, void const* source, size_t copied, size_t bytes)
+{
+    Copy const copy{target, source, copied, bytes};
+    if (blockIdx.x % 2 == 0)
+    {
+        copy.perform();
+        return;
+    }
+    current().copies.push_back(copy);
+}
+
+void commitCopies()
+{
+    Thread& thread = current();
+    thread.groups.push_back(std::move(thread.copies));
+    thread.copies.clear();
+}
+
+void waitForCopies(size_t pending)
+{
+    auto& groups = current().groups;
+    for (; groups.size() > pending; groups.pop_front())
+    {
+        for (Copy const& copy : groups.front())
+        {
+            copy.perform();
+        }
+    }
 }
 
 cudaError_t runGrid(LaunchShape const& shape, void (*thread)(void*), void* argument)

@@ -56,8 +56,17 @@ unsigned char* sharedMemory();
 // Suspends until every running thread of the block is here.
 void syncBlock();
 
-// Suspends until every lane of `mask` is here; returns what lane `source` of this warp brought.
-uint64_t exchange(unsigned mask, uint64_t brought, int source);
+constexpr size_t kMAX_SHARED_BY_LANE = 32;
+
+// Suspends until every lane of `mask` is here; what each brought, at most kMAX_SHARED_BY_LANE bytes, is then at
+// sharedBy(the round returned, its lane) until this thread shares for the second time after.
+unsigned share(unsigned mask, void const* brought, size_t bytes);
+void const* sharedBy(unsigned round, int lane);
+
+// This thread's asynchronous copies: `copied` of `bytes` from the source, the rest zeros.
+void beginCopy(void* target, void const* source, size_t copied, size_t bytes);
+void commitCopies();
+void waitForCopies(size_t pending);
 
 } // namespace ctx::host
 
@@ -72,18 +81,36 @@ inline void __syncthreads()
 
 inline void __syncwarp(unsigned mask = 0xffffffffU)
 {
-    ctx::host::exchange(mask, 0, static_cast<int>(threadIdx.x) % ctx::host::kWARP_LANES);
+    ctx::host::share(mask, nullptr, 0);
 }
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int laneMask)
 {
-    static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes");
-    uint64_t bits = 0;
-    std::memcpy(&bits, &value, sizeof(T));
-    bits = ctx::host::exchange(mask, bits, (static_cast<int>(threadIdx.x) % ctx::host::kWARP_LANES) ^ laneMask);
-    std::memcpy(&value, &bits, sizeof(T));
+    static_assert(sizeof(T) <= ctx::host::kMAX_SHARED_BY_LANE, "a shuffle moves few bytes");
+    unsigned const round = ctx::host::share(mask, &value, sizeof(T));
+    int const source = (static_cast<int>(threadIdx.x) % ctx::host::kWARP_LANES) ^ laneMask;
+    std::memcpy(&value, ctx::host::sharedBy(round, source), sizeof(T));
     return value;
+}
+
+enum cudaDeviceAttr
+{
+    cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81
+};
+
+// A small GPU, so that calls of a test's size have more multiprocessors than blocks.
+inline cudaError_t cudaGetDevice(int* device)
+{
+    *device = 0;
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int)
+{
+    *value = attribute == cudaDevAttrMultiProcessorCount ? 12 : 100 * 1024;
+    return cudaSuccess;
 }
 
 inline void sincospif(float halfTurns, float* sine, float* cosine)

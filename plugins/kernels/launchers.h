@@ -40,4 +40,7 @@ LaunchResult launchRotaryFrequencies(RotaryFrequenciesParams const& params, cuda
 LaunchResult launchScaledRotaryEmbedding(ScaledRotaryEmbeddingParams const& params, cudaStream_t stream);
 LaunchResult launchSinkWindowAttention(SinkWindowAttentionParams const& params, cudaStream_t stream);
 
+// Bytes of workspace that the launcher can use for a call of these sizes or of any smaller ones.
+uint64_t workspaceBytes(SinkWindowAttentionParams const& params);
+
 } // namespace ctx

@@ -75,6 +75,46 @@ CTX_HOST_DEVICE BFloat16 fromFloat<BFloat16>(float value)
 #endif
 }
 
+// Two elements in a word, the first one low.
+template <typename T>
+CTX_HOST_DEVICE uint32_t packWord(float first, float second);
+
+template <>
+CTX_HOST_DEVICE uint32_t packWord<Half>(float first, float second)
+{
+#if defined(__CUDA_ARCH__)
+    __half2_raw const raw = __floats2half2_rn(first, second);
+    return static_cast<uint32_t>(raw.x) | static_cast<uint32_t>(raw.y) << 16;
+#else
+    return static_cast<uint32_t>(fromFloat<Half>(first).bits)
+        | static_cast<uint32_t>(fromFloat<Half>(second).bits) << 16;
+#endif
+}
+
+template <>
+CTX_HOST_DEVICE uint32_t packWord<BFloat16>(float first, float second)
+{
+#if defined(__CUDA_ARCH__)
+    __nv_bfloat162_raw const raw = __floats2bfloat162_rn(first, second);
+    return static_cast<uint32_t>(raw.x) | static_cast<uint32_t>(raw.y) << 16;
+#else
+    return static_cast<uint32_t>(fromFloat<BFloat16>(first).bits)
+        | static_cast<uint32_t>(fromFloat<BFloat16>(second).bits) << 16;
+#endif
+}
+
+template <typename T>
+CTX_HOST_DEVICE float lowElement(uint32_t word)
+{
+    return toFloat(T{static_cast<uint16_t>(word)});
+}
+
+template <typename T>
+CTX_HOST_DEVICE float highElement(uint32_t word)
+{
+    return toFloat(T{static_cast<uint16_t>(word >> 16)});
+}
+
 // COUNT consecutive elements that move as one access where COUNT * sizeof(T) is 16.
 template <typename T, int COUNT>
 struct alignas(sizeof(T) * COUNT) Pack

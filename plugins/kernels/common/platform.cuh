@@ -74,6 +74,16 @@ constexpr size_t kMAX_SHARED_BYTES = 99 * 1024;
 constexpr int32_t kWARP_SIZE = 32;
 constexpr unsigned kFULL_WARP = 0xffffffffU;
 
+// The same value, of which the compiler knows nothing: what is computed from it stays where it is used, instead of
+// moving out of a loop into registers.
+CTX_HOST_DEVICE int opaque(int value)
+{
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(value));
+#endif
+    return value;
+}
+
 CTX_HOST_DEVICE uint32_t floatBits(float value)
 {
 #if defined(__CUDA_ARCH__)

@@ -3,9 +3,8 @@
 // A thread owns COUNT pairs of one token and turns them in up to kHEADS_PER_THREAD heads, so that sines and cosines
 // are computed once per token and pair, not once per head. Pairs move as two packs of COUNT elements.
 
-#include "kernels/common/element.cuh"
 #include "kernels/launchers.h"
-#include "kernels/scaled_rotary_embedding/scaled_rotary_embedding_math.cuh"
+#include "kernels/scaled_rotary_embedding/scaled_rotary_embedding_packs.cuh"
 
 namespace ctx
 {
@@ -17,57 +16,19 @@ constexpr int32_t kHEADS_PER_THREAD = 4;
 
 struct Work
 {
-    int64_t items;       // threads that have work
-    int32_t headGroups;  // of kHEADS_PER_THREAD heads
-    int32_t packsPerRow; // pair packs, then packs of dims that pass through
-    int32_t pairPacks;
+    int64_t items;      // threads that have work
+    int32_t headGroups; // of kHEADS_PER_THREAD heads
+    RowPacks packs;
 };
 
 template <int COUNT>
 Work planWork(ScaledRotaryEmbeddingParams const& params)
 {
     Work work{};
-    int64_t const pairs = params.rotaryDim / 2;
-    int64_t const passThrough = params.headDim - params.rotaryDim;
-    work.pairPacks = static_cast<int32_t>(pairs / COUNT);
-    work.packsPerRow = static_cast<int32_t>(work.pairPacks + passThrough / COUNT);
+    work.packs = RowPacks::of(params.headDim, params.rotaryDim, COUNT);
     work.headGroups = static_cast<int32_t>((params.heads + kHEADS_PER_THREAD - 1) / kHEADS_PER_THREAD);
-    work.items = params.batch * params.rows * work.headGroups * work.packsPerRow;
+    work.items = params.batch * params.rows * work.headGroups * work.packs.count;
     return work;
-}
-
-template <int COUNT>
-CTX_HOST_DEVICE void pairRotations(
-    ScaledRotaryEmbeddingParams const& params, int64_t batch, int64_t row, int32_t firstPair, CosSin (&turns)[COUNT])
-{
-    int64_t const position = params.positions[batch * params.rows + row];
-    int64_t const table = params.frequencyBatch == 1 ? 0 : batch;
-    float const* frequency = params.inverseFrequency + table * (params.rotaryDim / 2) + firstPair;
-    float const multiplier = params.multiplier[params.multiplierBatch == 1 ? 0 : batch];
-    CTX_UNROLL
-    for (int32_t i = 0; i < COUNT; ++i)
-    {
-        CosSin const turn
-            = hasPhaseStep(frequency[i]) ? rotation(position, phaseStep(frequency[i])) : invalidRotation();
-        turns[i] = scaled(turn, multiplier);
-    }
-}
-
-template <typename T, int COUNT>
-CTX_HOST_DEVICE void rotatePacks(
-    Pack<T, COUNT>& first, Pack<T, COUNT>& second, CosSin const (&turns)[COUNT], bool interleaved)
-{
-    CTX_UNROLL
-    for (int32_t i = 0; i < COUNT; ++i)
-    {
-        // Interleaved, the 2 * COUNT elements of both packs are the pairs one after the other.
-        T& a = interleaved ? (2 * i < COUNT ? first.values[2 * i] : second.values[2 * i - COUNT]) : first.values[i];
-        T& b = interleaved ? (2 * i + 1 < COUNT ? first.values[2 * i + 1] : second.values[2 * i + 1 - COUNT])
-                           : second.values[i];
-        Pair const turned = rotatePair(Pair{toFloat(a), toFloat(b)}, turns[i]);
-        a = fromFloat<T>(turned.first);
-        b = fromFloat<T>(turned.second);
-    }
 }
 
 template <typename T, int COUNT>
@@ -80,10 +41,10 @@ rotateHeads(ScaledRotaryEmbeddingParams const params, Work const work)
     {
         return;
     }
-    int32_t const pack = static_cast<int32_t>(item % work.packsPerRow);
-    int64_t const row = item / work.packsPerRow % params.rows;
-    int64_t const group = item / work.packsPerRow / params.rows % work.headGroups;
-    int64_t const batch = item / work.packsPerRow / params.rows / work.headGroups;
+    int32_t const pack = static_cast<int32_t>(item % work.packs.count);
+    int64_t const row = item / work.packs.count % params.rows;
+    int64_t const group = item / work.packs.count / params.rows % work.headGroups;
+    int64_t const batch = item / work.packs.count / params.rows / work.headGroups;
     int64_t const firstHead = group * kHEADS_PER_THREAD;
     int64_t const lastHead
         = firstHead + kHEADS_PER_THREAD < params.heads ? firstHead + kHEADS_PER_THREAD : params.heads;
@@ -91,9 +52,9 @@ rotateHeads(ScaledRotaryEmbeddingParams const params, Work const work)
     int64_t const base = ((batch * params.heads + firstHead) * params.rows + row) * params.headDim;
     T const* x = static_cast<T const*>(params.x) + base;
     T* y = static_cast<T*>(params.y) + base;
-    if (pack >= work.pairPacks)
+    if (pack >= work.packs.pairPacks)
     {
-        int64_t const dim = params.rotaryDim + static_cast<int64_t>(pack - work.pairPacks) * COUNT;
+        int64_t const dim = params.rotaryDim + static_cast<int64_t>(pack - work.packs.pairPacks) * COUNT;
         for (int64_t head = firstHead; head < lastHead; ++head, x += headStride, y += headStride)
         {
             *reinterpret_cast<Elements*>(y + dim) = *reinterpret_cast<Elements const*>(x + dim);
@@ -101,7 +62,13 @@ rotateHeads(ScaledRotaryEmbeddingParams const params, Work const work)
         return;
     }
     CosSin turns[COUNT];
-    pairRotations<COUNT>(params, batch, row, pack * COUNT, turns);
+    RotaryTable const table = RotaryTable::of(params, batch);
+    int64_t const position = params.positions[batch * params.rows + row];
+    CTX_UNROLL
+    for (int32_t i = 0; i < COUNT; ++i)
+    {
+        turns[i] = table.turn(position, pack * COUNT + i);
+    }
     bool const interleaved = params.interleaved != 0;
     int64_t const firstOffset = static_cast<int64_t>(pack) * COUNT * (interleaved ? 2 : 1);
     int64_t const secondOffset = firstOffset + (interleaved ? COUNT : params.rotaryDim / 2);

@@ -1,39 +1,13 @@
 // SinkWindowAttention's launcher: copy past where present is other memory, write every new key and value to its slot,
 // attend. Attention reads `present` alone, so past and present may be the same memory.
 
-#include "kernels/sink_window_attention/sink_window_attention_kernels.cuh"
+#include "kernels/common/element.cuh"
+#include "kernels/sink_window_attention/sink_window_attention_launch.h"
 
 namespace ctx
 {
 namespace
 {
-
-constexpr int32_t kWRITE_THREADS = 128;
-
-// One thread moves 16 bytes of a key and of a value. Of several rows with one slot only the last is written.
-CTX_KERNEL(kWRITE_THREADS)
-writeCache(CtxSinkWindowAttentionParams const params, int32_t vectorsPerRow)
-{
-    int64_t const item = static_cast<int64_t>(blockIdx.x) * kWRITE_THREADS + threadIdx.x;
-    int64_t const sourceRow = item / vectorsPerRow;
-    int64_t const row = sourceRow % params.rows;
-    int64_t const head = sourceRow / params.rows;
-    int64_t const batch = head / params.kvHeads;
-    if (batch >= params.batch)
-    {
-        return;
-    }
-    Sequence const sequence = sequenceOf(params, batch);
-    CacheLayout const layout = layoutOf(params);
-    if (row >= sequence.answered || !layout.isKept(sequence.seen + row, sequence.seen + sequence.count))
-    {
-        return;
-    }
-    int64_t const column = item % vectorsPerRow;
-    int64_t const target = (head * params.capacity + layout.slotOf(sequence.seen + row)) * vectorsPerRow + column;
-    static_cast<Vector*>(params.presentKey)[target] = static_cast<Vector const*>(params.key)[item];
-    static_cast<Vector*>(params.presentValue)[target] = static_cast<Vector const*>(params.value)[item];
-}
 
 LaunchResult copyCache(void* present, void const* past, int64_t bytes, cudaStream_t stream)
 {
@@ -46,13 +20,21 @@ LaunchResult copyCache(void* present, void const* past, int64_t bytes, cudaStrea
         "the copy of past to present");
 }
 
-LaunchResult launchWriteCache(SinkWindowAttentionParams const& params, cudaStream_t stream)
+template <typename T>
+LaunchResult launchMatrixAttention(SinkWindowAttentionParams const& params, cudaStream_t stream)
 {
-    int64_t const vectorsPerRow = params.headDim * params.elementBytes() / kVECTOR_BYTES;
-    int64_t const items = params.batch * params.kvHeads * params.rows * vectorsPerRow;
-    LaunchShape const shape{(items + kWRITE_THREADS - 1) / kWRITE_THREADS, kWRITE_THREADS, 0};
-    return LaunchResult::fromCuda(
-        launch(writeCache, shape, stream, params, static_cast<int32_t>(vectorsPerRow)), "writeCache");
+    bool const isFew = params.queryHeads / params.kvHeads * params.rows <= kDECODE_ROWS;
+    return isFew ? launchDecode<T>(params, stream) : launchPrefill<T>(params, stream);
+}
+
+LaunchResult launchAttention(SinkWindowAttentionParams const& params, cudaStream_t stream)
+{
+    switch (params.dataType)
+    {
+    case CTX_DATA_TYPE_FLOAT16: return launchMatrixAttention<Half>(params, stream);
+    case CTX_DATA_TYPE_BFLOAT16: return launchMatrixAttention<BFloat16>(params, stream);
+    default: return launchScalarAttention(params, stream);
+    }
 }
 
 } // namespace
@@ -73,11 +55,7 @@ LaunchResult launchSinkWindowAttention(SinkWindowAttentionParams const& params, 
         return result;
     }
     result = launchWriteCache(params, stream);
-    if (!result.isSuccess())
-    {
-        return result;
-    }
-    return launchAttention(params, stream);
+    return result.isSuccess() ? launchAttention(params, stream) : result;
 }
 
 } // namespace ctx

@@ -13,6 +13,30 @@ constexpr float kLOG2_E = 1.4426950408889634F;
 // A `seen` outside [0, 2^62] is no count of tokens, and positions past it would overflow: its rows have no slots.
 constexpr int64_t kMAX_SEEN = int64_t{1} << 62;
 
+// To 2 units in the last place, with results below 2^-126 as zero.
+CTX_HOST_DEVICE float powerOfTwo(float exponent)
+{
+#if defined(__CUDA_ARCH__)
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(exponent));
+    return result;
+#else
+    return exp2f(exponent);
+#endif
+}
+
+// To 1 unit in the last place.
+CTX_HOST_DEVICE float reciprocal(float value)
+{
+#if defined(__CUDA_ARCH__)
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+#else
+    return 1.0F / value;
+#endif
+}
+
 CTX_HOST_DEVICE int64_t smaller(int64_t a, int64_t b)
 {
     return a < b ? a : b;
@@ -36,16 +60,12 @@ struct CacheLayout
         return ring == 0 || token < sinks ? token : sinks + (token - sinks) % ring;
     }
 
-    // Slot of the token `distance` after one in `slot`, both sinks or both not. Slots are below 2^31.
+    // Slot of the token `distance` after one in `slot`, both sinks or both not and at the same time in the cache, so at
+    // most one round apart. Slots are below 2^31.
     CTX_HOST_DEVICE int64_t slotAfter(int64_t slot, int32_t distance) const
     {
         auto const next = static_cast<uint32_t>(slot + distance);
-        if (next < capacity)
-        {
-            return next;
-        }
-        auto const first = static_cast<uint32_t>(sinks);
-        return first + (next - first) % static_cast<uint32_t>(ring);
+        return next < capacity ? next : next - static_cast<uint32_t>(ring);
     }
 
     // Whether a token is still in its slot once `end` tokens have been written.
@@ -117,12 +137,46 @@ CTX_HOST_DEVICE TokenRange windowRange(
     return TokenRange{begin, last + 1, false};
 }
 
-// Logit in units of ln 2, so that the softmax can use powers of two.
-CTX_HOST_DEVICE float scaledLogit(float product, float scale, float softcap)
+// Logits in units of ln 2, so that the softmax can use powers of two: product * perProduct, or with a soft cap
+// cap * tanh(product * perCap).
+struct LogitScale
 {
-    float const logit = product * scale;
-    return (softcap > 0.0F ? softcap * tanhf(logit / softcap) : logit) * kLOG2_E;
-}
+    float perProduct;
+    float perCap;
+    float cap; // 0: none
+
+    // keyScale: what 1 in the cache means.
+    CTX_HOST_DEVICE static LogitScale of(float scale, float softcap, float keyScale)
+    {
+        float const perLogit = scale * keyScale;
+        return LogitScale{perLogit * kLOG2_E, softcap > 0.0F ? perLogit / softcap : 0.0F, softcap * kLOG2_E};
+    }
+
+    // Of a product, or of a score that is already capped. Never zero, which times -infinity would be NaN.
+    CTX_HOST_DEVICE float perScore() const
+    {
+        constexpr float kSMALLEST = 1.17549435e-38F;
+        float const perUncapped = perProduct == 0.0F ? kSMALLEST : perProduct;
+        return cap > 0.0F ? 1.0F : perUncapped;
+    }
+
+    CTX_HOST_DEVICE float capped(float product) const
+    {
+        return cap * tanhf(product * perCap);
+    }
+
+    // tanh x = 1 - 2 / (1 + e^2x), off by at most 2e-7.
+    CTX_HOST_DEVICE float cappedFast(float product) const
+    {
+        float const power = powerOfTwo(2.0F * kLOG2_E * (product * perCap));
+        return fmaf(-2.0F * cap, reciprocal(1.0F + power), cap);
+    }
+
+    CTX_HOST_DEVICE float logit(float product) const
+    {
+        return cap > 0.0F ? capped(product) : product * perProduct;
+    }
+};
 
 // Running softmax of one query: weights are 2^(logit - maximum).
 struct SoftmaxState
@@ -140,17 +194,37 @@ struct SoftmaxState
         return factor;
     }
 
+    // As raise, with the GPU's own power of two.
+    CTX_HOST_DEVICE float raiseFast(float tileMaximum)
+    {
+        float const next = fmaxf(maximum, tileMaximum);
+        float const factor = powerOfTwo(maximum - reference(next));
+        maximum = next;
+        denominator *= factor;
+        return factor;
+    }
+
     CTX_HOST_DEVICE float weight(float logit) const
     {
         return exp2f(logit - reference(maximum));
     }
 
-private:
     // Nothing seen yet: any finite reference gives the masked logits (-infinity) weight 0.
     CTX_HOST_DEVICE static float reference(float value)
     {
         return value == -INFINITY ? 0.0F : value;
     }
 };
+
+// What stands where no softmax was taken: NaN for a token without a slot, zeros for padding.
+CTX_HOST_DEVICE float fillOf(Sequence const& sequence, int64_t token)
+{
+    return token < sequence.count ? NAN : 0.0F;
+}
+
+CTX_HOST_DEVICE float headScale(float const* scales, int64_t kvHead)
+{
+    return scales == nullptr ? 1.0F : scales[kvHead];
+}
 
 } // namespace ctx

@@ -27,7 +27,7 @@ struct SinkWindowAttentionParams : CtxSinkWindowAttentionParams
 
     int64_t cacheBytes() const
     {
-        return batch * kvHeads * capacity * headDim * elementBytes();
+        return batch * kvHeads * capacity * headDim * (cacheType == CTX_CACHE_TYPE_SAME ? elementBytes() : 1);
     }
 
     // What is wrong, or an empty string. The later checks rely on the sizes.
@@ -36,6 +36,7 @@ struct SinkWindowAttentionParams : CtxSinkWindowAttentionParams
         std::string fault = validateSizes();
         fault = fault.empty() ? validateAttributes() : fault;
         fault = fault.empty() ? validateRotation() : fault;
+        fault = fault.empty() ? validateCacheType() : fault;
         fault = fault.empty() ? validatePointers() : fault;
         return fault;
     }
@@ -91,8 +92,37 @@ private:
         return {};
     }
 
+    std::string validateCacheType() const
+    {
+        if (cacheType < CTX_CACHE_TYPE_SAME || cacheType > CTX_CACHE_TYPE_INT8)
+        {
+            return message(
+                "cache type ", cacheType, " is unknown: give that of the data (0), float8 e4m3 (1) or int8 (2)");
+        }
+        bool const isQuantised = cacheType != CTX_CACHE_TYPE_SAME;
+        if (((keyScale != nullptr) != isQuantised || (valueScale != nullptr) != isQuantised) && !isEmpty())
+        {
+            return message("cache type ", cacheType, " with key_scale at ", keyScale, " and value_scale at ",
+                valueScale, ": give both for a quantised cache, neither for another");
+        }
+        return {};
+    }
+
     std::string validateRotation() const
     {
+        if (rotation < CTX_ROTATION_KEYS_ON_READ || rotation > CTX_ROTATION_QUERY_AND_KEYS_ON_READ || sinkPosition < 0)
+        {
+            return message("rotation is ", rotation, " and sink_position ", sinkPosition,
+                ": rotation must be 0 (keys on read), 1 (on write) or 2 (query, and keys on read), the position not "
+                "negative");
+        }
+        if (rotation != CTX_ROTATION_KEYS_ON_READ ? rotaryDim == 0 || sinkQuery != nullptr : sinkPosition != 0)
+        {
+            return message("rotation is ", rotation, " with rotary_dim ", rotaryDim, ", sink_position ", sinkPosition,
+                " and sink_q at ", sinkQuery,
+                ": 0 takes a rotated sink_q and no sink_position, 1 and 2 a rotary_dim "
+                "above 0 and no sink_q");
+        }
         if (rotaryDim == 0)
         {
             return inverseFrequency == nullptr && multiplier == nullptr
@@ -145,11 +175,15 @@ private:
         }
         if (!isAligned(sinkQuery, kALIGNMENT) || !isAligned(seen, sizeof(int64_t))
             || !isAligned(newTokens, sizeof(int64_t)) || !isAligned(inverseFrequency, sizeof(float))
-            || !isAligned(multiplier, sizeof(float)) || !isAligned(headSink, sizeof(float)))
+            || !isAligned(multiplier, sizeof(float)) || !isAligned(headSink, sizeof(float))
+            || !isAligned(keyScale, sizeof(float)) || !isAligned(valueScale, sizeof(float))
+            || !isAligned(workspace, kALIGNMENT))
         {
-            return message("sink_q, seen, new, inv_freq, multiplier and head_sink are at ", sinkQuery, ", ", seen, ", ",
-                newTokens, ", ", inverseFrequency, ", ", multiplier, " and ", headSink, ": sink_q must be aligned to ",
-                kALIGNMENT, " bytes, the others to their elements");
+            return message("sink_q, workspace, seen, new, inv_freq, multiplier, head_sink, key_scale and value_scale "
+                           "are at ",
+                sinkQuery, ", ", workspace, ", ", seen, ", ", newTokens, ", ", inverseFrequency, ", ", multiplier, ", ",
+                headSink, ", ", keyScale, " and ", valueScale, ": sink_q and workspace must be aligned to ", kALIGNMENT,
+                " bytes, the others to their elements");
         }
         return validateOverlap();
     }

@@ -1,0 +1,271 @@
+// Attention of many queries on the tensor cores: a block keeps a tile of queries in shared memory and passes over the
+// keys they see; each of its warps has rows of its own. While a tile of keys is scored its values arrive, while it is
+// weighed the next tile's keys do (FlashAttention-2, arXiv 2307.08691).
+#pragma once
+
+#include "kernels/sink_window_attention/sink_window_attention_block.cuh"
+#include "kernels/sink_window_attention/sink_window_attention_launch.h"
+
+namespace ctx
+{
+
+template <typename T_, int DIM, int FRAGMENTS, int TILE_KEYS>
+struct PrefillTraits
+{
+    using T = T_;
+    static constexpr int kDIM = DIM;
+    static constexpr int kFRAGMENTS = FRAGMENTS; // of 16 rows, of a warp
+    static constexpr int kTILE_KEYS = TILE_KEYS;
+    static constexpr int kWARPS = 4;
+    static constexpr int kTHREADS = kWARPS * kWARP_SIZE;
+    static constexpr int kWARP_ROWS = 16 * FRAGMENTS;
+    static constexpr int kTILE_ROWS = kWARPS * kWARP_ROWS;
+    using Scope = BlockScope<kTHREADS>;
+    using Loader = TileLoader<T, DIM, TILE_KEYS, Scope>;
+    using Queries = WarpQueries<DIM, FRAGMENTS>;
+};
+
+template <typename Traits>
+struct PrefillShared
+{
+    alignas(16) uint16_t query[Traits::kTILE_ROWS * Traits::kDIM];
+    alignas(16) uint16_t key[Traits::kTILE_KEYS * Traits::kDIM];
+    alignas(16) uint16_t value[Traits::kTILE_KEYS * Traits::kDIM];
+    SharedRotation<Traits::kDIM> rotation;
+    int32_t token[Traits::kTILE_ROWS]; // of each row, less that of the first
+    BlockCall call;                    // here because registers are scarce
+};
+
+// Packed row of the warp's first query.
+template <typename Traits>
+CTX_DEVICE uint32_t firstWarpRow(BlockCall const& call)
+{
+    return call.place.firstRow + threadIdx.x / kWARP_SIZE * Traits::kWARP_ROWS;
+}
+
+// Tokens of the warp's rows that attend, less that of the tile's first row; none if first > last.
+template <typename Traits>
+CTX_DEVICE QueryTokens warpTokens(BlockCall const& call)
+{
+    uint32_t const row = firstWarpRow<Traits>(call);
+    return QueryTokens{call.place.tokenOf(row) - call.tokens.first,
+        smaller(call.place.tokenOf(row + Traits::kWARP_ROWS - 1), call.tokens.last) - call.tokens.first};
+}
+
+// The split's part of the warp's rows.
+template <typename Traits>
+CTX_DEVICE void storePartials(CtxSinkWindowAttentionParams const& params, GridPlan const& grid, BlockCall const& call,
+    typename Traits::Queries const& queries)
+{
+    Partials const partials = Partials::of(params, grid.splits);
+    CTX_UNROLL
+    for (int f = 0; f < Traits::kFRAGMENTS; ++f)
+    {
+        CTX_UNROLL
+        for (int half = 0; half < 2; ++half)
+        {
+            uint32_t const packedRow = firstWarpRow<Traits>(call) + laneRow(f, half);
+            float const denominator = rowSum(queries.softmax[f][half].denominator);
+            if (packedRow >= call.place.packedRows || call.place.tokenOf(packedRow) >= call.sequence.answered)
+            {
+                continue;
+            }
+            int64_t const index = partials.index(params, call.place, packedRow, call.split);
+            partials.states[index] = SoftmaxState{queries.softmax[f][half].maximum, denominator};
+            float* const sums = partials.sums + index * params.headDim + laneColumn();
+            CTX_UNROLL
+            for (int n = 0; n < Traits::kDIM / 8; ++n)
+            {
+                if (8 * n < params.headDim)
+                {
+                    float const(&sum)[4] = queries.sum[f][n].values;
+                    *reinterpret_cast<Pack<float, 2>*>(sums + 8 * n) = {{sum[2 * half], sum[2 * half + 1]}};
+                }
+            }
+        }
+    }
+}
+
+// y of the warp's rows; its queries' memory collects them to whole rows.
+template <typename Traits>
+CTX_DEVICE void storeQueries(PrefillShared<Traits>& shared, CtxSinkWindowAttentionParams const& params,
+    BlockCall const& call, typename Traits::Queries const& queries)
+{
+    using Rows = TileRows<Traits::kDIM>;
+    int const warpRow = opaque(static_cast<int>(threadIdx.x)) / kWARP_SIZE * Traits::kWARP_ROWS;
+    float const valueScale = headScale(params.valueScale, call.place.kvHead);
+    CTX_UNROLL
+    for (int f = 0; f < Traits::kFRAGMENTS; ++f)
+    {
+        CTX_UNROLL
+        for (int half = 0; half < 2; ++half)
+        {
+            int const row = warpRow + laneRow(f, half);
+            int64_t const token = call.place.tokenOf(call.place.firstRow + row);
+            bool const attends = token < call.sequence.answered;
+            float const factor = valueScale / rowSum(queries.softmax[f][half].denominator);
+            float const fill = fillOf(call.sequence, token);
+            CTX_UNROLL
+            for (int n = 0; n < Traits::kDIM / 8; ++n)
+            {
+                float const first = attends ? queries.sum[f][n].values[2 * half] * factor : fill;
+                float const second = attends ? queries.sum[f][n].values[2 * half + 1] * factor : fill;
+                *reinterpret_cast<uint32_t*>(shared.query + Rows::elementOffset(row, 8 * n + laneColumn()))
+                    = meanWord<typename Traits::T>(first, second);
+            }
+        }
+    }
+    __syncwarp();
+    int const lane = opaque(static_cast<int>(threadIdx.x)) % kWARP_SIZE;
+    CTX_UNROLL_BY(2)
+    for (int item = lane; item < Traits::kWARP_ROWS * Rows::kCHUNKS; item += kWARP_SIZE)
+    {
+        int const row = warpRow + item / Rows::kCHUNKS;
+        int const chunk = item % Rows::kCHUNKS;
+        uint32_t const packedRow = call.place.firstRow + row;
+        if (packedRow < call.place.packedRows && chunk * kCHUNK < params.headDim)
+        {
+            int64_t const offset = call.place.queryOffset(params, packedRow) + chunk * kCHUNK;
+            *reinterpret_cast<Vector*>(static_cast<uint16_t*>(params.output) + offset)
+                = *reinterpret_cast<Vector const*>(shared.query + Rows::chunkOffset(row, chunk));
+        }
+    }
+}
+
+// The warp's part in one tile of keys and values, of which the keys are under way.
+template <typename Traits>
+CTX_DEVICE void attendTile(typename Traits::Queries& queries, PrefillShared<Traits>& shared,
+    CtxSinkWindowAttentionParams const& params, int32_t tile)
+{
+    using Loader = typename Traits::Loader;
+    BlockCall const& call = shared.call;
+    auto const begin = [&](uint16_t* rows, void const* cache, int32_t index)
+    {
+        Loader::begin(
+            rows, cache, call.cache, call.tiles.firstSlot(call.cache.layout, index), call.tiles.keysOf(index));
+        commitCopies();
+    };
+    waitForCopies<0>();
+    __syncthreads(); // the keys are there, the last values read
+    begin(shared.value, params.presentValue, tile);
+    prepareKeys<Loader, typename Traits::T, Traits::kDIM, typename Traits::Scope>(
+        shared.key, params, shared.rotation, call.tiles.keysOf(tile), call.tiles.firstToken(tile));
+    TileVisibility const visibility = tileVisibility(call.tiles, tile, params.window, call.position());
+    QueryTokens const tokens = warpTokens<Traits>(call);
+    auto const first = static_cast<int32_t>(tokens.first);
+    auto const last = static_cast<int32_t>(tokens.last);
+    bool const attends = tokens.attend() && !visibility.isNothing(first, last);
+    FragmentC score[Traits::kFRAGMENTS][Traits::kTILE_KEYS / 8];
+    if (attends)
+    {
+        int const warpRow = static_cast<int>(threadIdx.x) / kWARP_SIZE * Traits::kWARP_ROWS;
+        scoreKeys<typename Traits::T, Traits::kDIM, Traits::kFRAGMENTS, Traits::kTILE_KEYS>(
+            score, shared.query, warpRow, shared.key, 0);
+    }
+    waitForCopies<0>();
+    __syncthreads(); // the values are there, the keys read
+    if (tile + 1 < call.share.end)
+    {
+        begin(shared.key, params.presentKey, tile + 1);
+    }
+    if (attends)
+    {
+        if (call.scale.cap > 0.0F)
+        {
+            capScores(score, call.scale);
+        }
+        if (!visibility.isAll(first, last, Traits::kTILE_KEYS))
+        {
+            int const warpRow = static_cast<int>(threadIdx.x) / kWARP_SIZE * Traits::kWARP_ROWS;
+            hideKeys(score, shared.token + warpRow, visibility, 0);
+        }
+        weighScores<Traits::kDIM>(score, queries, call.scale.perScore());
+    }
+    if (params.cacheType != CTX_CACHE_TYPE_SAME)
+    {
+        Loader::expand(shared.value, params.cacheType);
+        __syncthreads();
+    }
+    if (attends)
+    {
+        addValues<typename Traits::T, Traits::kDIM, Traits::kFRAGMENTS, Traits::kTILE_KEYS>(
+            queries, score, shared.value, 0);
+    }
+}
+
+template <typename Traits>
+CTX_KERNEL(Traits::kTHREADS)
+attendPrefill(CtxSinkWindowAttentionParams const params, GridPlan const grid)
+{
+    CTX_DYNAMIC_SHARED(memory);
+    auto& shared = *reinterpret_cast<PrefillShared<Traits>*>(memory);
+    if (threadIdx.x == 0)
+    {
+        shared.call = blockCall(params, grid, blockIdx.x, Traits::kTILE_ROWS, Traits::kTILE_KEYS);
+    }
+    __syncthreads();
+    BlockCall const& call = shared.call;
+    loadRotation(shared.rotation, params, call.place.batch, Traits::kTHREADS);
+    placeTokens(shared.token, call, Traits::kTHREADS);
+    typename Traits::Queries queries;
+    startQueries(
+        queries, params, call.place, firstWarpRow<Traits>(call), params.headSink != nullptr && call.split == 0);
+    if (call.share.begin < call.share.end)
+    {
+        Traits::Loader::begin(shared.key, params.presentKey, call.cache,
+            call.tiles.firstSlot(call.cache.layout, call.share.begin), call.tiles.keysOf(call.share.begin));
+        commitCopies();
+    }
+    CTX_UNROLL_BY(1)
+    for (int32_t tile = call.share.begin; tile < call.share.end; ++tile)
+    {
+        if (tile == call.share.begin || (tile == call.tiles.sinkTiles && hasSinkQuery(params)))
+        {
+            __syncthreads(); // the frequencies are there, the sinks' queries read
+            placeQueries<typename Traits::T, Traits::kDIM, Traits::kTILE_ROWS, typename Traits::Scope>(
+                shared.query, params, call, shared.rotation, call.tiles.isSinkTile(tile));
+        }
+        attendTile<Traits>(queries, shared, params, tile);
+    }
+    if (grid.splits > 1)
+    {
+        storePartials<Traits>(params, grid, call, queries);
+        return;
+    }
+    storeQueries<Traits>(shared, params, call, queries);
+}
+
+template <typename Traits>
+LaunchResult launchAttendPrefill(SinkWindowAttentionParams const& params, cudaStream_t stream)
+{
+    static_assert(sizeof(PrefillShared<Traits>) <= kMAX_SHARED_BYTES, "a tile fits every GPU's shared memory");
+    BlockShape const shape{Traits::kTILE_ROWS, Traits::kTILE_KEYS, Traits::kTHREADS, sizeof(PrefillShared<Traits>)};
+    GridPlan const grid = planGrid(params, shape);
+    LaunchResult const result = LaunchResult::fromCuda(
+        launch(attendPrefill<Traits>, launchShape(params, grid, shape), stream, params, grid), "attendPrefill");
+    return result.isSuccess() ? launchMerge(params, grid, stream) : result;
+}
+
+template <typename T>
+LaunchResult launchPrefill(SinkWindowAttentionParams const& params, cudaStream_t stream)
+{
+    if (params.headDim <= 64)
+    {
+        return launchAttendPrefill<PrefillTraits<T, 64, 2, 64>>(params, stream);
+    }
+    if (params.headDim <= 80)
+    {
+        return launchAttendPrefill<PrefillTraits<T, 80, 2, 64>>(params, stream);
+    }
+    if (params.headDim <= 96)
+    {
+        return launchAttendPrefill<PrefillTraits<T, 96, 2, 64>>(params, stream);
+    }
+    if (params.headDim <= 128)
+    {
+        return launchAttendPrefill<PrefillTraits<T, 128, 2, 64>>(params, stream);
+    }
+    return launchAttendPrefill<PrefillTraits<T, 256, 1, 64>>(params, stream);
+}
+
+} // namespace ctx

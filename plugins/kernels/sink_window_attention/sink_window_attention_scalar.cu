@@ -1,0 +1,268 @@
+// SinkWindowAttention of float32 tensors on the scalar units, whose sums are as exact as the tensors.
+
+#include "kernels/sink_window_attention/sink_window_attention_launch.h"
+#include "kernels/sink_window_attention/sink_window_attention_output.cuh"
+#include "kernels/sink_window_attention/sink_window_attention_scalar_tile.cuh"
+
+namespace ctx
+{
+namespace
+{
+
+CTX_DEVICE float warpMaximum(float value)
+{
+    CTX_UNROLL
+    for (int distance = kWARP_SIZE / 2; distance > 0; distance /= 2)
+    {
+        value = fmaxf(value, __shfl_xor_sync(kFULL_WARP, value, distance));
+    }
+    return value;
+}
+
+CTX_DEVICE float warpSum(float value)
+{
+    CTX_UNROLL
+    for (int distance = kWARP_SIZE / 2; distance > 0; distance /= 2)
+    {
+        value += __shfl_xor_sync(kFULL_WARP, value, distance);
+    }
+    return value;
+}
+
+// A warp's queries while it passes over the keys; sums are [row][dim of this lane].
+template <typename Traits>
+struct WarpRows
+{
+    int warp;
+    int lane;
+    bool attends; // whether any of the warp's rows does
+    SoftmaxState softmax[Traits::kROWS_PER_WARP];
+    float sum[Traits::kROWS_PER_WARP][Traits::kDIMS_PER_LANE];
+};
+
+template <typename Traits>
+CTX_DEVICE void startRows(WarpRows<Traits>& rows, SharedTile<Traits> const& shared,
+    CtxSinkWindowAttentionParams const& params, TilePlace const& place, bool countsHeadSink)
+{
+    rows.warp = threadIdx.x / kWARP_SIZE;
+    rows.lane = threadIdx.x % kWARP_SIZE;
+    rows.attends = false;
+    CTX_UNROLL
+    for (int r = 0; r < Traits::kROWS_PER_WARP; ++r)
+    {
+        int const row = rows.warp * Traits::kROWS_PER_WARP + r;
+        bool const attends = shared.position[row] >= 0;
+        rows.attends = rows.attends || attends;
+        rows.softmax[r] = SoftmaxState{-INFINITY, 0.0F};
+        if (countsHeadSink && attends)
+        {
+            // The head's sink is one more logit without a value; lanes are summed at the end, so one lane counts it.
+            rows.softmax[r].maximum = params.headSink[place.headOf(place.firstRow + row)] * kLOG2_E;
+            rows.softmax[r].denominator = rows.lane == 0 ? 1.0F : 0.0F;
+        }
+        CTX_UNROLL
+        for (int i = 0; i < Traits::kDIMS_PER_LANE; ++i)
+        {
+            rows.sum[r][i] = 0.0F;
+        }
+    }
+}
+
+// Attends from the warp's rows to the tile's tokens [first, …).
+template <typename Traits>
+CTX_DEVICE void attendToTile(WarpRows<Traits>& rows, SharedTile<Traits>& shared,
+    CtxSinkWindowAttentionParams const& params, LogitScale const& scale, TokenRange const& range, int64_t first)
+{
+    constexpr int kROWS = Traits::kROWS_PER_WARP;
+    float score[kROWS];
+    scoreKey<Traits>(shared, rows.warp, rows.lane, static_cast<int>(params.headDim), score);
+    CTX_UNROLL
+    for (int r = 0; r < kROWS; ++r)
+    {
+        int const row = rows.warp * kROWS + r;
+        bool const visible = isVisible(range, params.window, shared.position[row], first + rows.lane);
+        float const logit = visible ? scale.logit(score[r]) : -INFINITY;
+        float const factor = rows.softmax[r].raise(warpMaximum(logit));
+        float const weight = rows.softmax[r].weight(logit);
+        rows.softmax[r].denominator += weight;
+        shared.weight[row][rows.lane] = weight;
+        CTX_UNROLL
+        for (int i = 0; i < Traits::kDIMS_PER_LANE; ++i)
+        {
+            rows.sum[r][i] *= factor;
+        }
+    }
+    __syncwarp();
+    accumulateValues<Traits>(shared, rows.warp, rows.lane, rows.sum);
+}
+
+// The queries that meet the sinks, or the others.
+template <typename Traits>
+CTX_DEVICE void placeQueries(SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params,
+    TilePlace const& place, Sequence const& sequence, bool forSinks)
+{
+    loadQueries<Traits>(
+        shared, params, place, forSinks && params.sinkQuery != nullptr ? params.sinkQuery : params.query);
+    __syncthreads();
+    if (params.rotation != CTX_ROTATION_KEYS_ON_READ)
+    {
+        auto const rows = static_cast<int>(smaller(Traits::kTILE_ROWS, place.packedRows - place.firstRow));
+        int64_t const limit = forSinks && params.sinkPosition > 0 ? params.sinkPosition : INT64_MAX;
+        rotateRows<Traits>(&shared.query[0][0], Traits::kPADDED_DIM, rows, shared, params,
+            [&](int row) { return smaller(limit, sequence.seen + place.tokenOf(place.firstRow + row)); });
+    }
+}
+
+// Attends from the block's rows to its share of the tiles of keys.
+template <typename Traits>
+CTX_DEVICE void attendToTiles(WarpRows<Traits>& rows, SharedTile<Traits>& shared,
+    CtxSinkWindowAttentionParams const& params, TilePlace const& place, Sequence const& sequence,
+    TileShare const& share, KeyTiles const& tiles)
+{
+    CacheLayout const layout = layoutOf(params);
+    LogitScale const scale = LogitScale::of(params.scale, params.softcap, headScale(params.keyScale, place.kvHead));
+    bool const hasSinkQuery = params.sinkQuery != nullptr || params.sinkPosition > 0;
+    CTX_UNROLL_BY(1)
+    for (int32_t tile = share.begin; tile < share.end; ++tile)
+    {
+        __syncthreads(); // the previous tile is read
+        if (tile == share.begin || (tile == tiles.sinkTiles && hasSinkQuery))
+        {
+            placeQueries<Traits>(shared, params, place, sequence, tiles.isSinkTile(tile));
+        }
+        int64_t const first = tiles.firstToken(tile);
+        int32_t const keys = tiles.keysOf(tile);
+        loadKeysAndValues<Traits>(shared, params, layout, place, tiles.firstSlot(layout, tile), keys);
+        __syncthreads();
+        if (params.rotaryDim > 0 && params.rotation != CTX_ROTATION_ON_WRITE)
+        {
+            rotateRows<Traits>(
+                &shared.key[0][0], Traits::kKEY_STRIDE, keys, shared, params, [first](int row) { return first + row; });
+            __syncthreads();
+        }
+        if (rows.attends)
+        {
+            attendToTile<Traits>(rows, shared, params, scale, tiles.rangeOf(tile), first);
+        }
+    }
+}
+
+// Stores one row's dims of this lane.
+template <typename Traits>
+CTX_DEVICE void storeRow(float* output, int lane, int headDim, float const (&values)[Traits::kDIMS_PER_LANE])
+{
+    constexpr int kPACK = Traits::kLANE_PACK;
+    CTX_UNROLL
+    for (int pack = 0; pack < Traits::kLANE_PACKS; ++pack)
+    {
+        int const dim = (pack * kWARP_SIZE + lane) * kPACK;
+        Pack<float, kPACK> result;
+        CTX_UNROLL
+        for (int i = 0; i < kPACK; ++i)
+        {
+            result.values[i] = values[pack * kPACK + i];
+        }
+        if (dim < headDim)
+        {
+            *reinterpret_cast<Pack<float, kPACK>*>(output + dim) = result;
+        }
+    }
+}
+
+// Results of attending rows, or the split's part of them; NaN for rows without a slot, zeros for padding.
+template <typename Traits>
+CTX_DEVICE void storeRows(WarpRows<Traits>& rows, SharedTile<Traits> const& shared,
+    CtxSinkWindowAttentionParams const& params, GridPlan const& grid, TilePlace const& place, uint32_t split)
+{
+    Sequence const sequence = sequenceOf(params, place.batch);
+    Partials const partials = Partials::of(params, grid.splits);
+    float const valueScale = headScale(params.valueScale, place.kvHead);
+    int const headDim = static_cast<int>(params.headDim);
+    CTX_UNROLL
+    for (int r = 0; r < Traits::kROWS_PER_WARP; ++r)
+    {
+        int const row = rows.warp * Traits::kROWS_PER_WARP + r;
+        uint32_t const packedRow = place.firstRow + row;
+        bool const attends = shared.position[row] >= 0;
+        float const denominator = warpSum(rows.softmax[r].denominator);
+        if (packedRow >= place.packedRows)
+        {
+            continue;
+        }
+        if (grid.splits > 1)
+        {
+            int64_t const index = partials.index(params, place, packedRow, split);
+            storeRow<Traits>(partials.sums + index * headDim, rows.lane, headDim, rows.sum[r]);
+            partials.states[index] = SoftmaxState{rows.softmax[r].maximum, denominator};
+            continue;
+        }
+        float const fill = fillOf(sequence, place.tokenOf(packedRow));
+        CTX_UNROLL
+        for (int i = 0; i < Traits::kDIMS_PER_LANE; ++i)
+        {
+            rows.sum[r][i] = attends ? rows.sum[r][i] * valueScale / denominator : fill;
+        }
+        storeRow<Traits>(
+            static_cast<float*>(params.output) + place.queryOffset(params, packedRow), rows.lane, headDim, rows.sum[r]);
+    }
+}
+
+// One block per tile of queries and split of the keys.
+template <typename Traits>
+CTX_KERNEL(Traits::kTHREADS)
+attendScalar(CtxSinkWindowAttentionParams const params, GridPlan const grid)
+{
+    CTX_DYNAMIC_SHARED(memory);
+    auto& shared = *reinterpret_cast<SharedTile<Traits>*>(memory);
+    uint32_t split = 0;
+    TilePlace const place = grid.placeOf(params, blockIdx.x, Traits::kTILE_ROWS, split);
+    Sequence const sequence = sequenceOf(params, place.batch);
+    for (int row = threadIdx.x; row < Traits::kTILE_ROWS; row += Traits::kTHREADS)
+    {
+        int64_t const token = place.tokenOf(place.firstRow + row);
+        shared.position[row] = token < sequence.answered ? sequence.seen + token : -1;
+    }
+    loadFrequencies<Traits>(shared, params, place.batch);
+    __syncthreads();
+    WarpRows<Traits> rows;
+    startRows<Traits>(rows, shared, params, place, params.headSink != nullptr && split == 0);
+    KeyTiles const tiles = keyTiles(
+        params, layoutOf(params), sequence, queryTokens(place, sequence, Traits::kTILE_ROWS), Traits::kTILE_KEYS);
+    attendToTiles<Traits>(rows, shared, params, place, sequence, shareOf(tiles, split, grid.splits), tiles);
+    storeRows<Traits>(rows, shared, params, grid, place, split);
+}
+
+template <typename Traits>
+LaunchResult launchAttendScalar(SinkWindowAttentionParams const& params, cudaStream_t stream)
+{
+    static_assert(sizeof(SharedTile<Traits>) <= kMAX_SHARED_BYTES, "a tile fits every GPU's shared memory");
+    static_assert(alignof(SharedTile<Traits>) <= 16, "dynamic shared memory is aligned to 16 bytes");
+    BlockShape const shape{Traits::kTILE_ROWS, Traits::kTILE_KEYS, Traits::kTHREADS, sizeof(SharedTile<Traits>)};
+    GridPlan const grid = planGrid(params, shape);
+    LaunchResult const result = LaunchResult::fromCuda(
+        launch(attendScalar<Traits>, launchShape(params, grid, shape), stream, params, grid), "attendScalar");
+    return result.isSuccess() ? launchMerge(params, grid, stream) : result;
+}
+
+// Few rows (decode): small tiles, so that more warps have a row. Wide heads: half the rows, to fit shared memory.
+template <int PADDED_DIM>
+LaunchResult launchPaddedDim(SinkWindowAttentionParams const& params, cudaStream_t stream)
+{
+    using FewRows = TileTraits<PADDED_DIM, 2>;
+    using ManyRows = TileTraits<PADDED_DIM, PADDED_DIM <= 128 ? 8 : 4>;
+    bool const isFew = params.queryHeads / params.kvHeads * params.rows <= FewRows::kTILE_ROWS;
+    return isFew ? launchAttendScalar<FewRows>(params, stream) : launchAttendScalar<ManyRows>(params, stream);
+}
+
+} // namespace
+
+LaunchResult launchScalarAttention(SinkWindowAttentionParams const& params, cudaStream_t stream)
+{
+    if (params.headDim <= 64)
+    {
+        return launchPaddedDim<64>(params, stream);
+    }
+    return params.headDim <= 128 ? launchPaddedDim<128>(params, stream) : launchPaddedDim<256>(params, stream);
+}
+
+} // namespace ctx
