@@ -75,7 +75,7 @@ if(NOT CTX_BUILD_CUDA STREQUAL "OFF")
     enable_language(CUDA)
     set(CTX_HAS_CUDA TRUE)
     ctx_cuda_code_options(CTX_CUDA_OPTIONS)
-    list(APPEND CTX_CUDA_OPTIONS --threads=0 --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra)
+    list(APPEND CTX_CUDA_OPTIONS --threads=0 --expt-relaxed-constexpr -Xptxas=-v -Xcompiler=-Wall,-Wextra)
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
       list(APPEND CTX_CUDA_OPTIONS --compress-mode=size) # a fifth of the size of the default
     endif()

@@ -16,7 +16,10 @@ set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
 find_program(CTX_CCACHE ccache)
 if(CTX_CCACHE)
   set(CMAKE_CXX_COMPILER_LAUNCHER "${CTX_CCACHE}")
-  set(CMAKE_CUDA_COMPILER_LAUNCHER "${CTX_CCACHE}")
+endif()
+set(CMAKE_CUDA_COMPILER_LAUNCHER sh "${CMAKE_CURRENT_LIST_DIR}/keep_ptxas_report.sh")
+if(CTX_CCACHE)
+  list(APPEND CMAKE_CUDA_COMPILER_LAUNCHER "${CTX_CCACHE}")
 endif()
 
 # Warnings of the C++ parts; nvcc's host compiler gets the same in plugins/CMakeLists.txt.

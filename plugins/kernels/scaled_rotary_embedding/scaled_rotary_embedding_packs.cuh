@@ -42,20 +42,36 @@ struct RowPacks
     }
 };
 
+template <typename T>
+CTX_HOST_DEVICE void rotateElements(T& first, T& second, CosSin turn)
+{
+    Pair const turned = rotatePair(Pair{toFloat(first), toFloat(second)}, turn);
+    first = fromFloat<T>(turned.first);
+    second = fromFloat<T>(turned.second);
+}
+
+// Interleaved, the 2 * COUNT elements of both packs are the pairs one after the other.
 template <typename T, int COUNT>
 CTX_HOST_DEVICE void rotatePacks(
     Pack<T, COUNT>& first, Pack<T, COUNT>& second, CosSin const (&turns)[COUNT], bool interleaved)
 {
+    if constexpr (COUNT > 1)
+    {
+        if (interleaved)
+        {
+            CTX_UNROLL
+            for (int32_t i = 0; i < COUNT / 2; ++i)
+            {
+                rotateElements(first.values[2 * i], first.values[2 * i + 1], turns[i]);
+                rotateElements(second.values[2 * i], second.values[2 * i + 1], turns[COUNT / 2 + i]);
+            }
+            return;
+        }
+    }
     CTX_UNROLL
     for (int32_t i = 0; i < COUNT; ++i)
     {
-        // Interleaved, the 2 * COUNT elements of both packs are the pairs one after the other.
-        T& a = interleaved ? (2 * i < COUNT ? first.values[2 * i] : second.values[2 * i - COUNT]) : first.values[i];
-        T& b = interleaved ? (2 * i + 1 < COUNT ? first.values[2 * i + 1] : second.values[2 * i + 1 - COUNT])
-                           : second.values[i];
-        Pair const turned = rotatePair(Pair{toFloat(a), toFloat(b)}, turns[i]);
-        a = fromFloat<T>(turned.first);
-        b = fromFloat<T>(turned.second);
+        rotateElements(first.values[i], second.values[i], turns[i]);
     }
 }
 

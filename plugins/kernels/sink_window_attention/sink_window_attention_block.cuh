@@ -1,10 +1,20 @@
-// What a block of the tensor-core kernels knows of its call, and how it places its queries and prepares keys.
+// What a block knows of its call. Kernels keep it in shared memory, because it takes more registers than they can
+// spare.
 #pragma once
 
-#include "kernels/sink_window_attention/sink_window_attention_matrix.cuh"
+#include "kernels/sink_window_attention/sink_window_attention_place.cuh"
 
 namespace ctx
 {
+
+// Where a head's tokens are in the caches.
+struct CachePlace
+{
+    CacheLayout layout;
+    int64_t firstRow;
+    int32_t headDim;
+    int32_t cacheType;
+};
 
 struct BlockCall
 {
@@ -22,6 +32,18 @@ struct BlockCall
     CTX_HOST_DEVICE int64_t position() const
     {
         return sequence.seen + tokens.first;
+    }
+
+    // To which a row's query is turned, where the call does that.
+    CTX_HOST_DEVICE int64_t queryPosition(int row, int64_t limit) const
+    {
+        return smaller(limit, sequence.seen + place.tokenOf(place.firstRow + row));
+    }
+
+    // Of the block's tile those that exist.
+    CTX_HOST_DEVICE int32_t rows(int32_t tileRows) const
+    {
+        return static_cast<int32_t>(smaller(tileRows, static_cast<int64_t>(place.packedRows) - place.firstRow));
     }
 };
 
@@ -43,23 +65,20 @@ CTX_HOST_DEVICE BlockCall blockCall(CtxSinkWindowAttentionParams const& params, 
     return call;
 }
 
-// The queries that meet the sinks, or the others.
-template <typename T, int DIM, int ROWS, typename Scope>
-CTX_DEVICE void placeQueries(uint16_t* tile, CtxSinkWindowAttentionParams const& params, BlockCall const& call,
-    SharedRotation<DIM> const& rotation, bool forSinks)
+// No query is turned farther: of those that meet the sinks, or of the others.
+CTX_HOST_DEVICE int64_t queryLimit(CtxSinkWindowAttentionParams const& params, bool forSinks)
 {
-    void const* const source = forSinks && params.sinkQuery != nullptr ? params.sinkQuery : params.query;
-    loadQueries<T, DIM, ROWS, Scope>(tile, params, call.place, source, call.isNegative);
-    Scope::sync();
-    if (params.rotation == CTX_ROTATION_KEYS_ON_READ)
-    {
-        return;
-    }
-    auto const rows = static_cast<int>(smaller(ROWS, call.place.packedRows - call.place.firstRow));
-    int64_t const limit = forSinks && params.sinkPosition > 0 ? params.sinkPosition : INT64_MAX;
-    rotateRows<T, DIM, Scope>(tile, rows, params, rotation,
-        [&](int row) { return smaller(limit, call.sequence.seen + call.place.tokenOf(call.place.firstRow + row)); });
-    Scope::sync();
+    return forSinks && params.sinkPosition > 0 ? params.sinkPosition : INT64_MAX;
+}
+
+CTX_HOST_DEVICE void const* queriesOf(CtxSinkWindowAttentionParams const& params, bool forSinks)
+{
+    return forSinks && params.sinkQuery != nullptr ? params.sinkQuery : params.query;
+}
+
+CTX_HOST_DEVICE bool rotatesQueries(CtxSinkWindowAttentionParams const& params)
+{
+    return params.rotation != CTX_ROTATION_KEYS_ON_READ;
 }
 
 CTX_HOST_DEVICE bool hasSinkQuery(CtxSinkWindowAttentionParams const& params)
@@ -70,33 +89,6 @@ CTX_HOST_DEVICE bool hasSinkQuery(CtxSinkWindowAttentionParams const& params)
 CTX_HOST_DEVICE bool rotatesKeys(CtxSinkWindowAttentionParams const& params)
 {
     return params.rotaryDim > 0 && params.rotation != CTX_ROTATION_ON_WRITE;
-}
-
-// Expands and rotates a tile of keys that has arrived.
-template <typename Loader, typename T, int DIM, typename Scope>
-CTX_DEVICE void prepareKeys(uint16_t* tile, CtxSinkWindowAttentionParams const& params,
-    SharedRotation<DIM> const& rotation, int32_t keys, int64_t firstToken)
-{
-    if (params.cacheType != CTX_CACHE_TYPE_SAME)
-    {
-        Loader::expand(tile, params.cacheType);
-        Scope::sync();
-    }
-    if (rotatesKeys(params))
-    {
-        rotateRows<T, DIM, Scope>(tile, keys, params, rotation, [firstToken](int row) { return firstToken + row; });
-        Scope::sync();
-    }
-}
-
-// Tokens of the block's rows, less that of the first.
-template <int ROWS>
-CTX_DEVICE void placeTokens(int32_t (&token)[ROWS], BlockCall const& call, int threads)
-{
-    for (int row = static_cast<int>(threadIdx.x); row < ROWS; row += threads)
-    {
-        token[row] = static_cast<int32_t>(call.place.tokenOf(call.place.firstRow + row) - call.tokens.first);
-    }
 }
 
 } // namespace ctx

@@ -3,8 +3,8 @@
 // others at the end alone.
 #pragma once
 
-#include "kernels/sink_window_attention/sink_window_attention_block.cuh"
 #include "kernels/sink_window_attention/sink_window_attention_launch.h"
+#include "kernels/sink_window_attention/sink_window_attention_matrix_warp.cuh"
 
 namespace ctx
 {

@@ -3,8 +3,8 @@
 // weighed the next tile's keys do (FlashAttention-2, arXiv 2307.08691).
 #pragma once
 
-#include "kernels/sink_window_attention/sink_window_attention_block.cuh"
 #include "kernels/sink_window_attention/sink_window_attention_launch.h"
+#include "kernels/sink_window_attention/sink_window_attention_matrix_warp.cuh"
 
 namespace ctx
 {

@@ -96,53 +96,47 @@ CTX_DEVICE void attendToTile(WarpRows<Traits>& rows, SharedTile<Traits>& shared,
     accumulateValues<Traits>(shared, rows.warp, rows.lane, rows.sum);
 }
 
-// The queries that meet the sinks, or the others.
+// The queries that meet the sinks, or the others, turned where the call does that.
 template <typename Traits>
-CTX_DEVICE void placeQueries(SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params,
-    TilePlace const& place, Sequence const& sequence, bool forSinks)
+CTX_DEVICE void placeQueries(SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params, bool forSinks)
 {
-    loadQueries<Traits>(
-        shared, params, place, forSinks && params.sinkQuery != nullptr ? params.sinkQuery : params.query);
-    __syncthreads();
-    if (params.rotation != CTX_ROTATION_KEYS_ON_READ)
+    BlockCall const& call = shared.call;
+    loadQueries<Traits>(shared, params, call, queriesOf(params, forSinks));
+    if (rotatesQueries(params))
     {
-        auto const rows = static_cast<int>(smaller(Traits::kTILE_ROWS, place.packedRows - place.firstRow));
-        int64_t const limit = forSinks && params.sinkPosition > 0 ? params.sinkPosition : INT64_MAX;
-        rotateRows<Traits>(&shared.query[0][0], Traits::kPADDED_DIM, rows, shared, params,
-            [&](int row) { return smaller(limit, sequence.seen + place.tokenOf(place.firstRow + row)); });
+        __syncthreads();
+        int64_t const limit = queryLimit(params, forSinks);
+        rotateRows<Traits>(&shared.query[0][0], Traits::kPADDED_DIM, call.rows(Traits::kTILE_ROWS), shared, params,
+            [&call, limit](int row) { return call.queryPosition(row, limit); });
     }
 }
 
 // Attends from the block's rows to its share of the tiles of keys.
 template <typename Traits>
-CTX_DEVICE void attendToTiles(WarpRows<Traits>& rows, SharedTile<Traits>& shared,
-    CtxSinkWindowAttentionParams const& params, TilePlace const& place, Sequence const& sequence,
-    TileShare const& share, KeyTiles const& tiles)
+CTX_DEVICE void attendToTiles(
+    WarpRows<Traits>& rows, SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params)
 {
-    CacheLayout const layout = layoutOf(params);
-    LogitScale const scale = LogitScale::of(params.scale, params.softcap, headScale(params.keyScale, place.kvHead));
-    bool const hasSinkQuery = params.sinkQuery != nullptr || params.sinkPosition > 0;
+    BlockCall const& call = shared.call;
     CTX_UNROLL_BY(1)
-    for (int32_t tile = share.begin; tile < share.end; ++tile)
+    for (int32_t tile = call.share.begin; tile < call.share.end; ++tile)
     {
         __syncthreads(); // the previous tile is read
-        if (tile == share.begin || (tile == tiles.sinkTiles && hasSinkQuery))
+        if (tile == call.share.begin || (tile == call.tiles.sinkTiles && hasSinkQuery(params)))
         {
-            placeQueries<Traits>(shared, params, place, sequence, tiles.isSinkTile(tile));
+            placeQueries<Traits>(shared, params, call.tiles.isSinkTile(tile));
         }
-        int64_t const first = tiles.firstToken(tile);
-        int32_t const keys = tiles.keysOf(tile);
-        loadKeysAndValues<Traits>(shared, params, layout, place, tiles.firstSlot(layout, tile), keys);
+        loadKeysAndValues<Traits>(shared, params, call, tile);
         __syncthreads();
-        if (params.rotaryDim > 0 && params.rotation != CTX_ROTATION_ON_WRITE)
+        int64_t const first = call.tiles.firstToken(tile);
+        if (rotatesKeys(params))
         {
-            rotateRows<Traits>(
-                &shared.key[0][0], Traits::kKEY_STRIDE, keys, shared, params, [first](int row) { return first + row; });
+            rotateRows<Traits>(&shared.key[0][0], Traits::kKEY_STRIDE, call.tiles.keysOf(tile), shared, params,
+                [first](int row) { return first + row; });
             __syncthreads();
         }
         if (rows.attends)
         {
-            attendToTile<Traits>(rows, shared, params, scale, tiles.rangeOf(tile), first);
+            attendToTile<Traits>(rows, shared, params, call.scale, call.tiles.rangeOf(tile), first);
         }
     }
 }
@@ -172,9 +166,9 @@ CTX_DEVICE void storeRow(float* output, int lane, int headDim, float const (&val
 // Results of attending rows, or the split's part of them; NaN for rows without a slot, zeros for padding.
 template <typename Traits>
 CTX_DEVICE void storeRows(WarpRows<Traits>& rows, SharedTile<Traits> const& shared,
-    CtxSinkWindowAttentionParams const& params, GridPlan const& grid, TilePlace const& place, uint32_t split)
+    CtxSinkWindowAttentionParams const& params, GridPlan const& grid)
 {
-    Sequence const sequence = sequenceOf(params, place.batch);
+    TilePlace const& place = shared.call.place;
     Partials const partials = Partials::of(params, grid.splits);
     float const valueScale = headScale(params.valueScale, place.kvHead);
     int const headDim = static_cast<int>(params.headDim);
@@ -191,12 +185,12 @@ CTX_DEVICE void storeRows(WarpRows<Traits>& rows, SharedTile<Traits> const& shar
         }
         if (grid.splits > 1)
         {
-            int64_t const index = partials.index(params, place, packedRow, split);
+            int64_t const index = partials.index(params, place, packedRow, shared.call.split);
             storeRow<Traits>(partials.sums + index * headDim, rows.lane, headDim, rows.sum[r]);
             partials.states[index] = SoftmaxState{rows.softmax[r].maximum, denominator};
             continue;
         }
-        float const fill = fillOf(sequence, place.tokenOf(packedRow));
+        float const fill = fillOf(shared.call.sequence, place.tokenOf(packedRow));
         CTX_UNROLL
         for (int i = 0; i < Traits::kDIMS_PER_LANE; ++i)
         {
@@ -214,22 +208,23 @@ attendScalar(CtxSinkWindowAttentionParams const params, GridPlan const grid)
 {
     CTX_DYNAMIC_SHARED(memory);
     auto& shared = *reinterpret_cast<SharedTile<Traits>*>(memory);
-    uint32_t split = 0;
-    TilePlace const place = grid.placeOf(params, blockIdx.x, Traits::kTILE_ROWS, split);
-    Sequence const sequence = sequenceOf(params, place.batch);
+    if (threadIdx.x == 0)
+    {
+        shared.call = blockCall(params, grid, blockIdx.x, Traits::kTILE_ROWS, Traits::kTILE_KEYS);
+    }
+    __syncthreads();
+    BlockCall const& call = shared.call;
     for (int row = threadIdx.x; row < Traits::kTILE_ROWS; row += Traits::kTHREADS)
     {
-        int64_t const token = place.tokenOf(place.firstRow + row);
-        shared.position[row] = token < sequence.answered ? sequence.seen + token : -1;
+        int64_t const token = call.place.tokenOf(call.place.firstRow + row);
+        shared.position[row] = token < call.sequence.answered ? call.sequence.seen + token : -1;
     }
-    loadFrequencies<Traits>(shared, params, place.batch);
+    loadFrequencies<Traits>(shared, params, call.place.batch);
     __syncthreads();
     WarpRows<Traits> rows;
-    startRows<Traits>(rows, shared, params, place, params.headSink != nullptr && split == 0);
-    KeyTiles const tiles = keyTiles(
-        params, layoutOf(params), sequence, queryTokens(place, sequence, Traits::kTILE_ROWS), Traits::kTILE_KEYS);
-    attendToTiles<Traits>(rows, shared, params, place, sequence, shareOf(tiles, split, grid.splits), tiles);
-    storeRows<Traits>(rows, shared, params, grid, place, split);
+    startRows<Traits>(rows, shared, params, call.place, params.headSink != nullptr && call.split == 0);
+    attendToTiles<Traits>(rows, shared, params);
+    storeRows<Traits>(rows, shared, params, grid);
 }
 
 template <typename Traits>

@@ -4,7 +4,7 @@
 
 #include "kernels/common/quantised.cuh"
 #include "kernels/scaled_rotary_embedding/scaled_rotary_embedding_packs.cuh"
-#include "kernels/sink_window_attention/sink_window_attention_place.cuh"
+#include "kernels/sink_window_attention/sink_window_attention_block.cuh"
 
 namespace ctx
 {
@@ -38,6 +38,7 @@ struct SharedTile
     uint64_t phaseStep[Traits::kPADDED_DIM / 2];
     float multiplier[Traits::kPADDED_DIM / 2]; // NaN where the frequency has no phase step
     int64_t position[Traits::kTILE_ROWS];      // -1: the row does not attend
+    BlockCall call;
 };
 
 // A thread's part in loading rows of kPADDED_DIM elements: one column of four, in rows firstRow, firstRow + step, ….
@@ -57,20 +58,25 @@ struct Column
     }
 };
 
-// Dims in [headDim, kPADDED_DIM) and rows past the end become zeros.
+// Dims in [headDim, kPADDED_DIM) and rows past the end become zeros; a negative scale turns signs.
 template <typename Traits>
 CTX_DEVICE void loadQueries(
-    SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params, TilePlace const& place, void const* source)
+    SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params, BlockCall const& call, void const* source)
 {
     auto const column = Column::ofThread<Traits>();
     CTX_UNROLL_BY(1)
     for (int row = column.firstRow; row < Traits::kTILE_ROWS; row += column.step)
     {
         Float4 vector{};
-        if (place.firstRow + row < place.packedRows && column.dim < params.headDim)
+        if (row < call.rows(Traits::kTILE_ROWS) && column.dim < params.headDim)
         {
-            vector = *reinterpret_cast<Float4 const*>(
-                static_cast<float const*>(source) + place.queryOffset(params, place.firstRow + row) + column.dim);
+            vector = *reinterpret_cast<Float4 const*>(static_cast<float const*>(source)
+                + call.place.queryOffset(params, call.place.firstRow + row) + column.dim);
+        }
+        CTX_UNROLL
+        for (float& value : vector.values)
+        {
+            value = call.isNegative ? -value : value;
         }
         *reinterpret_cast<Float4*>(&shared.query[row][column.dim]) = vector;
     }
@@ -88,14 +94,15 @@ CTX_DEVICE Float4 cachedFour(void const* cache, int64_t offset, int32_t cacheTyp
         dequantised(bytes >> 16, cacheType), dequantised(bytes >> 24, cacheType)}};
 }
 
-// Keys and values of the tile's first `keys` tokens, the first of them in `firstSlot`; the others become zeros.
+// Keys and values of one tile of tokens; rows past its end become zeros.
 template <typename Traits>
-CTX_DEVICE void loadKeysAndValues(SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params,
-    CacheLayout const& layout, TilePlace const& place, int64_t firstSlot, int32_t keys)
+CTX_DEVICE void loadKeysAndValues(
+    SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params, BlockCall const& call, int32_t tile)
 {
+    CacheLayout const& layout = call.cache.layout;
+    int64_t const firstSlot = call.tiles.firstSlot(layout, tile);
     auto const column = Column::ofThread<Traits>();
-    int64_t const firstRow = place.cacheRow(params);
-    int const tokens = column.dim < params.headDim ? keys : 0;
+    int const tokens = column.dim < params.headDim ? call.tiles.keysOf(tile) : 0;
     CTX_UNROLL_BY(2)
     for (int token = column.firstRow; token < Traits::kTILE_KEYS; token += column.step)
     {
@@ -103,7 +110,8 @@ CTX_DEVICE void loadKeysAndValues(SharedTile<Traits>& shared, CtxSinkWindowAtten
         Float4 value{};
         if (token < tokens)
         {
-            int64_t const offset = (firstRow + layout.slotAfter(firstSlot, token)) * params.headDim + column.dim;
+            int64_t const offset
+                = (call.cache.firstRow + layout.slotAfter(firstSlot, token)) * params.headDim + column.dim;
             key = cachedFour(params.presentKey, offset, params.cacheType);
             value = cachedFour(params.presentValue, offset, params.cacheType);
         }

@@ -21,13 +21,23 @@ CTX_DEVICE void storePack(void* cache, int64_t offset, Pack<T, COUNT> const& pac
         *reinterpret_cast<Pack<T, COUNT>*>(static_cast<T*>(cache) + offset) = pack;
         return;
     }
-    Pack<uint8_t, COUNT> bytes;
+    constexpr int kBYTES = COUNT < 4 ? COUNT : 4;
+    Pack<uint32_t, COUNT / kBYTES> words{};
     CTX_UNROLL
     for (int i = 0; i < COUNT; ++i)
     {
-        bytes.values[i] = quantised(toFloat(pack.values[i]) / scale, cacheType);
+        uint32_t const byte = quantised(toFloat(pack.values[i]) / scale, cacheType);
+        words.values[i / kBYTES] |= byte << (8 * (i % kBYTES));
     }
-    *reinterpret_cast<Pack<uint8_t, COUNT>*>(static_cast<uint8_t*>(cache) + offset) = bytes;
+    uint8_t* const target = static_cast<uint8_t*>(cache) + offset;
+    if constexpr (kBYTES == 4)
+    {
+        *reinterpret_cast<Pack<uint32_t, COUNT / kBYTES>*>(target) = words;
+    }
+    else
+    {
+        *target = static_cast<uint8_t>(words.values[0]);
+    }
 }
 
 // A row of k or v and of its cache, from their first element.
