@@ -10,7 +10,7 @@ from typing import Any
 from tools.bench.measure import spread
 from tools.gpu.check import Expected, WrongResult, assert_right
 from tools.gpu.kernels import Kernels
-from tools.gpu.rows import FAILED, MEASURED, NOT_MEASURED, OUT_OF_TIME, Row
+from tools.gpu.rows import FAILED, MEASURED, NOT_MEASURED, OUT_OF_TIME, Row, is_ours
 from tools.gpu.timing import Run, Timer
 
 
@@ -28,6 +28,7 @@ class Bench:
     dtype: str
     deadline: float
     emit: Callable[[Row], None]
+    begin: Callable[[str, str], None]  # told the case and the side before it is measured
 
     def out_of_time(self) -> bool:
         return time.monotonic() >= self.deadline
@@ -68,6 +69,7 @@ def compare(bench: Bench, task: Task, sides: Mapping[str, Prepare]) -> None:
         if bench.out_of_time():
             bench.emit(_row(task, side, state=NOT_MEASURED, reason=OUT_OF_TIME))
         else:
+            bench.begin(task.case, side)
             bench.emit(_side(bench, task, side, prepare))
 
 
@@ -83,7 +85,7 @@ def _side(bench: Bench, task: Task, side: str, prepare: Prepare) -> Row:
     except WrongResult as error:
         return _row(task, side, state=FAILED, reason=str(error))
     except Exception as error:
-        state = FAILED if side.startswith("ours") else NOT_MEASURED
+        state = FAILED if is_ours(side) else NOT_MEASURED
         return _row(task, side, state=state, reason=_first_line(error))
     rate = task.rate(median)
     share = None if task.copy_rate is None else rate * 1e9 / task.copy_rate

@@ -108,15 +108,16 @@ def block_mask(problem: Problem) -> Any:
 
     sinks, window, offset = problem.sinks, problem.window, problem.keys - problem.rows
     device = problem.query.device
-    first_row = torch.arange(0, problem.rows, _FLEX_BLOCK, device=device)[:, None]
-    last_row = (first_row + _FLEX_BLOCK - 1).clamp(max=problem.rows - 1) + offset
-    first_row = first_row + offset
+    row = torch.arange(0, problem.rows, _FLEX_BLOCK, device=device)[:, None]
+    first_row, last_row = row + offset, (row + _FLEX_BLOCK).clamp(max=problem.rows) - 1 + offset
     first_key = torch.arange(0, problem.keys, _FLEX_BLOCK, device=device)[None]
-    last_key = (first_key + _FLEX_BLOCK - 1).clamp(max=problem.keys - 1)
+    last_key = (first_key + _FLEX_BLOCK).clamp(max=problem.keys) - 1
     some, whole = first_key <= last_row, last_key <= first_row
     if window:
         some &= ((first_row - last_key).clamp(min=0) < window) | (first_key < sinks)
         whole &= (last_row - first_key < window) | (last_key < sinks)
+    # Blocks that reach past an end are never whole.
+    whole &= (row + _FLEX_BLOCK <= problem.rows) & (first_key + _FLEX_BLOCK <= problem.keys)
 
     def visible(b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
         distance = row + offset - key

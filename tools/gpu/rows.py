@@ -32,12 +32,14 @@ class Row:
     def __post_init__(self) -> None:
         if self.state not in (MEASURED, NOT_MEASURED, FAILED):
             raise ValueError(f"state is {self.state!r}: give {MEASURED}, {NOT_MEASURED}, {FAILED}")
-        if (self.state == MEASURED) != (self.median_ms is not None):
-            raise ValueError(f"a row that is {self.state} has a median of {self.median_ms}")
+        figures = (self.median_ms, self.p10_ms, self.p90_ms, self.rate)
+        if any((figure is None) == (self.state == MEASURED) for figure in figures):
+            raise ValueError(f"a row that is {self.state} has the figures {figures}")
 
-    @property
-    def ours(self) -> bool:
-        return self.side.startswith("ours")
+
+def is_ours(side: str) -> bool:
+    """Sides are named "ours", or "ours, " and what is special about them."""
+    return side.startswith("ours")
 
 
 def append_row(path: Path, row: Row) -> None:
