@@ -8,9 +8,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import ctx_export
 from tools.gpu import __main__ as command
 from tools.gpu import engine, library, machine, run, suite
 from tools.gpu.budget import Budget, isolated
@@ -231,6 +233,32 @@ def test_an_engine_that_crashes_leaves_its_stages(text, state, reason):
     assert attempt.state == state and attempt.reason.endswith(reason)
 
 
+class FakeSession:
+    """Logits of 1, of the engine a little more."""
+
+    def __init__(self, backend):
+        self._value = 1.0 + (backend == "tensorrt-rtx") / 1024
+
+    def feed(self, tokens):
+        return np.full((1, len(tokens[0]), 3), self._value, np.float32)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_an_engine_that_runs_is_compared_with_onnxruntime(tmp_path, monkeypatch):
+    monkeypatch.setattr(ctx_export, "open_session", lambda path, backend: FakeSession(backend))
+    (tmp_path / "model.engine").write_bytes(b"0" * 1_500_000)
+    told = []
+    engine.attempt(tmp_path, lambda *what: told.append(what))
+    assert [stage for stage, _ in told] == list(engine.STAGES)
+    assert told[0][1] == "engine of 1.5 MB"
+    assert told[3][1] == "largest difference from onnxruntime 9.8e-04 of the logit scale"
+
+
 # The library
 
 
@@ -283,6 +311,7 @@ def options(tmp_path, monkeypatch):
     return run.Options(
         library=Library(path=path, origin="given"),
         command="python -m tools.gpu",
+        commit="0123456789ab",
         date="2026-11-25",
         quick=True,
         engine=None,

@@ -44,6 +44,7 @@ _RESERVE_SECONDS = 15.0  # to stop the last part and write the record
 @click.option(
     "--engine", type=click.Path(path_type=Path), help="A package with a TensorRT-RTX engine."
 )
+@click.option("--commit", help="Of a copy without git. [default: the checkout's]")
 @click.option(
     "--minutes", type=click.FloatRange(1), default=9.5, show_default=True, help="For all of it."
 )
@@ -53,6 +54,7 @@ def main(
     library: Path | None,
     architecture: str | None,
     engine: Path | None,
+    commit: str | None,
     minutes: float,
 ) -> None:
     """Test and measure the kernels on this machine's GPU."""
@@ -70,6 +72,7 @@ def main(
         Options(
             library=found,
             command=shlex.join(["python", "-m", "tools.gpu", *sys.argv[1:]]),
+            commit=commit or machine.commit(),
             date=datetime.date.today().isoformat(),
             quick=quick,
             engine=engine,

@@ -78,7 +78,14 @@ def main(told: Path, package: Path | None) -> None:
 def _exported(directory: Path) -> Path:
     from ctx_export import export
 
-    export("demo", directory, method="yarn", target="1k", engine="tensorrt-rtx", validate=False)
+    export(
+        "demo",
+        directory,
+        method="yarn",
+        target="1k",
+        engine="tensorrt-rtx",
+        validate={"enabled": False},
+    )
     return directory
 
 

@@ -33,6 +33,7 @@ class Options:
 
     library: Library
     command: str
+    commit: str
     date: str
     quick: bool
     engine: Path | None
@@ -74,7 +75,7 @@ class _Session:
         return Record(
             command=options.command,
             date=options.date,
-            commit=machine.commit(),
+            commit=options.commit,
             machine=described,
             library={"origin": library.origin, "sha256": library.sha256},
             tests=tests,
