@@ -13,13 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 import ctx_export
+from tests.kernels.host_build import build
 from tools.gpu import __main__ as command
 from tools.gpu import engine, library, machine, run, suite
 from tools.gpu.budget import Budget, isolated
-from tools.gpu.child import PartResult, collect
+from tools.gpu.child import PartResult, child_command, collect
 from tools.gpu.library import Library, NoLibrary, find_library
 from tools.gpu.part import Part
-from tools.gpu.parts import PARTS
+from tools.gpu.parts import PARTS, part_named
 from tools.gpu.processes import run_limited
 from tools.gpu.rows import MEASURED, NOT_MEASURED, Row
 from tools.gpu.suite import NOT_RUN, PASSED, TESTS_FAILED, Outcome, read_report
@@ -139,6 +140,19 @@ def test_a_part_that_does_not_come_back_names_its_kernel(tmp_path, monkeypatch, 
     result = collected(tmp_path, wait, seconds=1.0)
     assert result.reason == reason and result.rows[0] == ROW
     assert result.rows[1].state == NOT_MEASURED
+
+
+def test_a_part_is_measured_in_a_process_of_its_own(tmp_path):
+    """Streaming's sizes are small enough for the host library; its answers are checked there."""
+    pytest.importorskip("torch")
+    part, rows = part_named("streaming"), tmp_path / "rows"
+    host = build("ctx_kernels_host")
+    command = child_command(part, host, True, 300.0, rows)
+    result = collect(part, [*command, "--device", "cpu"], 300.0, True, rows)
+    assert result.reason == ""
+    assert [(row.case, row.state) for row in result.rows] == [
+        (case, MEASURED) for case, _ in part.planned(True)
+    ]
 
 
 def test_every_part_plans_each_case_and_side_once():

@@ -35,9 +35,14 @@ class PartResult:
 
 def run_part(part: Part, library: Path, quick: bool, seconds: float, rows: Path) -> PartResult:
     """The part in a child process that gets `seconds` and writes to the file `rows`."""
+    command = child_command(part, library, quick, seconds, rows)
+    return collect(part, command, seconds, quick, rows)
+
+
+def child_command(part: Part, library: Path, quick: bool, seconds: float, rows: Path) -> list[str]:
     command = [sys.executable, "-m", "tools.gpu.child", part.name]
     command += ["--library", str(library), "--rows", str(rows), "--seconds", f"{seconds:.1f}"]
-    return collect(part, command + ["--quick"] * quick, seconds, quick, rows)
+    return command + ["--quick"] * quick
 
 
 def collect(part: Part, command: list[str], seconds: float, quick: bool, rows: Path) -> PartResult:
@@ -62,18 +67,20 @@ def collect(part: Part, command: list[str], seconds: float, quick: bool, rows: P
 @click.option("--rows", type=click.Path(path_type=Path), required=True)
 @click.option("--seconds", type=float, required=True)
 @click.option("--quick", is_flag=True)
-def main(name: str, library: Path, rows: Path, seconds: float, quick: bool) -> None:
-    """Measure the part NAME on the GPU."""
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda")
+def main(name: str, library: Path, rows: Path, seconds: float, quick: bool, device: str) -> None:
+    """Measure the part NAME; on a CPU, with the host library, its figures mean nothing."""
     started = time.monotonic()
     from tools.gpu.compare import Bench
     from tools.gpu.kernels import Kernels
-    from tools.gpu.timing import CudaTimer
+    from tools.gpu.timing import CudaTimer, WallTimer
 
     part = part_named(name)
+    case_seconds = _QUICK_CASE_SECONDS if quick else _CASE_SECONDS
     bench = Bench(
         kernels=Kernels(library),
-        timer=CudaTimer(_QUICK_CASE_SECONDS if quick else _CASE_SECONDS),
-        device="cuda",
+        timer=CudaTimer(case_seconds) if device == "cuda" else WallTimer(1),
+        device=device,
         dtype="bfloat16",
         deadline=started + seconds,
         emit=partial(append_row, rows),
