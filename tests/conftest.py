@@ -14,6 +14,14 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--plugin-library",
+        metavar="PATH",
+        help="libctx_plugins.so of the kernels' gpu tests (default: the one make setup installs)",
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked gpu need one; the reason says what the driver answered."""
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
