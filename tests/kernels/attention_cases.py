@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.ops.reference import AttentionCase, slot_of
-from tests.kernels.host_library import DTYPES, AttentionParams, Call, HostLibrary
+from tests.kernels.kernel_library import DTYPES, AttentionParams, Call, KernelLibrary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +136,14 @@ def prepare(case: AttentionCase, dtype: str, *, alias: bool) -> Call:
 
 
 def run_case(
-    library: HostLibrary, case: AttentionCase, dtype: str, *, alias: bool = False
+    library: KernelLibrary,
+    case: AttentionCase,
+    dtype: str,
+    *,
+    alias: bool = False,
+    workspace: bool = False,
 ) -> tuple[Any, Any, Any]:
-    """(y, present_key, present_value) in the dtype."""
+    """(y, present_key, present_value) in the dtype; with `workspace`, keys may be split."""
     call = prepare(case, dtype, alias=alias)
     written = (
         "output",
@@ -146,5 +151,5 @@ def run_case(
         "presentValue",
         *(["pastKey", "pastValue"] if alias else []),
     )
-    library.run("ctxSinkWindowAttention", call, written)
+    library.run("ctxSinkWindowAttention", call, written, workspace=workspace)
     return tuple(call.buffers[name].values for name in ("output", "presentKey", "presentValue"))

@@ -14,7 +14,7 @@ import pytest
 
 from ctx_export.ops.reference import AttentionCase, sink_window_attention
 from tests.kernels.attention_cases import Shape, make_case, prepare, run_case
-from tests.kernels.host_library import DTYPES, HostLibrary, KernelError
+from tests.kernels.kernel_library import DTYPES, KernelError, KernelLibrary
 from tests.kernels.torch_attention import attention
 
 FLOAT32_TOLERANCE = 2e-5  # float32 arithmetic on values of size 1
@@ -36,10 +36,12 @@ def allowed_error(case: AttentionCase, dtype: str, expected: Any, caches: Sequen
     )
 
 
-def assert_matches_reference(library: HostLibrary, shape: Shape, *, alias: bool = False) -> None:
+def assert_matches_reference(
+    library: KernelLibrary, shape: Shape, *, alias: bool = False, workspace: bool = False
+) -> None:
     case = make_case(shape)
     expected, *caches = sink_window_attention(case)
-    y, *presents = run_case(library, case, shape.dtype, alias=alias)
+    y, *presents = run_case(library, case, shape.dtype, alias=alias, workspace=workspace)
     element = DTYPES[shape.dtype][1]
     for present, cache in zip(presents, caches, strict=True):
         assert present.dtype == element
@@ -65,24 +67,33 @@ def test_every_head_dim_and_dtype(library, dim, dtype, alias):
     assert_matches_reference(library, shape, alias=alias)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 19, 31, 32, 33, 65, 99])
+@pytest.mark.parametrize("rows", [1, 2, 7, 19, 31, 32, 33, 63, 64, 65, 99, 127, 128, 129])
 @pytest.mark.parametrize("window", [0, 1, 5, 33])
-def test_prefill_lengths_around_the_tiles(library, rows, window):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prefill_lengths_around_the_tiles(library, rows, window, dtype):
     shape = Shape(
-        seen=(0, 3), new=(rows, rows), rows=rows, capacity=rows + 3, dim=32, window=window
+        dtype=dtype,
+        seen=(0, 3),
+        new=(rows, rows),
+        rows=rows,
+        capacity=rows + 3,
+        dim=32,
+        window=window,
     )
     assert_matches_reference(library, shape)
 
 
-@pytest.mark.parametrize("seen", [0, 1, 30, 31, 32, 33, 63, 64, 99])
+@pytest.mark.parametrize("seen", [0, 1, 14, 15, 16, 17, 31, 32, 33, 62, 63, 64, 99, 200])
 @pytest.mark.parametrize("sinks", [0, 4])
-def test_decode_lengths_around_the_tiles(library, seen, sinks):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decode_lengths_around_the_tiles(library, seen, sinks, dtype):
     window = 17 if sinks else 0
     shape = Shape(
+        dtype=dtype,
         seen=(seen,),
         new=(1,),
         rows=1,
-        capacity=128,
+        capacity=201,
         groups=4,
         kv_heads=2,
         sinks=sinks,
@@ -108,16 +119,21 @@ def test_grouped_and_multi_query_heads(library, kv_heads, groups, rows, dtype):
     assert_matches_reference(library, shape)
 
 
-def test_ragged_batch_with_an_idle_sequence(library):
-    shape = Shape(seen=(0, 7, 40, 12), new=(5, 0, 9, 1), rows=9, capacity=50, groups=2)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ragged_batch_with_an_idle_sequence(library, dtype):
+    shape = Shape(
+        dtype=dtype, seen=(0, 7, 40, 12), new=(5, 0, 9, 1), rows=9, capacity=50, groups=2
+    )
     assert_matches_reference(library, shape)
 
 
 @pytest.mark.parametrize(("sinks", "window"), [(0, 1), (0, 7), (1, 1), (4, 8), (33, 5), (5, 40)])
 @pytest.mark.parametrize("bounded", [False, True])
-def test_sinks_and_window_in_both_layouts(library, sinks, window, bounded):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sinks_and_window_in_both_layouts(library, sinks, window, bounded, dtype):
     capacity = ring(sinks, window, 6) if bounded else 120
     shape = Shape(
+        dtype=dtype,
         seen=(0, 3, 33, 100),
         new=(6, 5, 6, 2),
         rows=6,
@@ -138,11 +154,13 @@ def wrap_positions(sinks: int, capacity: int, rows: int) -> list[int]:
 
 @pytest.mark.parametrize("chunk", [1, 3, 16])
 @pytest.mark.parametrize("alias", [False, True])
-def test_bounded_cache_around_every_wrap(library, chunk, alias):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bounded_cache_around_every_wrap(library, chunk, alias, dtype):
     sinks, window = 3, 20
     capacity = ring(sinks, window, chunk)
     seen = wrap_positions(sinks, capacity, chunk)
     shape = Shape(
+        dtype=dtype,
         seen=tuple(seen),
         new=(chunk,) * len(seen),
         rows=chunk,
@@ -156,9 +174,11 @@ def test_bounded_cache_around_every_wrap(library, chunk, alias):
     assert_matches_reference(library, shape, alias=alias)
 
 
-def test_ring_of_one_slot_and_ring_shorter_than_a_tile(library):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ring_of_one_slot_and_ring_shorter_than_a_tile(library, dtype):
     for capacity, window in ((5, 1), (9, 5)):
         shape = Shape(
+            dtype=dtype,
             seen=(0, 4, 77),
             new=(1, 1, 1),
             rows=1,
@@ -168,6 +188,75 @@ def test_ring_of_one_slot_and_ring_shorter_than_a_tile(library):
             bounded=True,
         )
         assert_matches_reference(library, shape)
+
+
+SPLIT_DIMS = {"float32": (64, 128, 256), "float16": (64, 80, 256), "bfloat16": (96, 128, 256)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 3, 5, 17])
+@pytest.mark.parametrize("sinks", [0, 4])
+def test_keys_split_over_blocks(library, dtype, rows, sinks):
+    """Lengths that leave splits without keys, with part of a tile, and with some each."""
+    for dim in SPLIT_DIMS[dtype]:
+        shape = Shape(
+            seen=(0, 70, 900, 1200 - rows),
+            new=(rows, max(1, rows - 1), 0, rows),
+            rows=rows,
+            capacity=1200,
+            dim=dim,
+            groups=4,
+            sinks=sinks,
+            window=800 if sinks else 0,
+            sink_q=sinks > 0,
+            head_sink=True,
+            dtype=dtype,
+        )
+        assert library.workspace_bytes(prepare(make_case(shape), dtype, alias=True).params) > 0
+        assert_matches_reference(library, shape, alias=True, workspace=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_split_keys_in_a_wrapped_ring_with_rotation_and_cap(library, dtype):
+    shape = Shape(
+        seen=(1900,),
+        new=(2,),
+        rows=2,
+        capacity=ring(4, 700, 2),
+        groups=3,
+        sinks=4,
+        window=700,
+        bounded=True,
+        sink_q=True,
+        rotary_dim=64,
+        softcap=15.0,
+        dtype=dtype,
+    )
+    assert_matches_reference(library, shape, workspace=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_without_a_slot_is_nan_when_keys_are_split(library, dtype):
+    shape = Shape(seen=(598, 20), new=(4, 1), rows=4, capacity=600, groups=2, dtype=dtype)
+    assert_matches_reference(library, shape, workspace=True)
+
+
+def test_a_workspace_serves_every_smaller_call(library):
+    def asked(**changes: Any) -> int:
+        call = prepare(
+            make_case(Shape(seen=(0,), new=(1,), rows=1, capacity=8)), "float16", alias=True
+        )
+        sizes = {"batch": 8, "queryHeads": 32, "kvHeads": 8, "rows": 64, "capacity": 8192}
+        for name, value in {**sizes, "headDim": 128, **changes}.items():
+            setattr(call.params, name, value)
+        return library.workspace_bytes(call.params)
+
+    largest = asked()
+    assert 0 < largest <= 20_000_000
+    for smaller in ({"batch": 1}, {"rows": 1}, {"batch": 1, "rows": 1}, {"capacity": 2048}):
+        assert asked(**smaller) <= largest
+    assert asked(capacity=100) == 0  # too short to split
+    assert asked(batch=-1) == 0
 
 
 def test_bounded_cache_far_along_keeps_its_slots(library):
@@ -187,17 +276,27 @@ def test_bounded_cache_far_along_keeps_its_slots(library):
 
 
 @pytest.mark.parametrize("softcap", [0.5, 30.0])
-def test_softcap(library, softcap):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softcap(library, softcap, dtype):
     shape = Shape(
-        seen=(5,), new=(8,), rows=8, capacity=13, groups=2, softcap=softcap, head_sink=True
+        dtype=dtype,
+        seen=(5,),
+        new=(8,),
+        rows=8,
+        capacity=13,
+        groups=2,
+        softcap=softcap,
+        head_sink=True,
     )
     assert_matches_reference(library, shape)
 
 
 @pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize("seen", [0, 2, 50])
-def test_sink_query_serves_the_sinks_only(library, bounded, seen):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sink_query_serves_the_sinks_only(library, bounded, seen, dtype):
     shape = Shape(
+        dtype=dtype,
         seen=(seen,),
         new=(5,),
         rows=5,
@@ -214,7 +313,7 @@ def test_sink_query_serves_the_sinks_only(library, bounded, seen):
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("dim", "rotary_dim"), [(64, 64), (80, 32), (32, 2), (256, 256)])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_unrotated_keys_are_rotated_when_read(library, interleaved, dim, rotary_dim, dtype):
     shape = Shape(
         seen=(0, 37),
@@ -230,8 +329,10 @@ def test_unrotated_keys_are_rotated_when_read(library, interleaved, dim, rotary_
     assert_matches_reference(library, shape)
 
 
-def test_unrotated_keys_in_a_wrapped_ring(library):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unrotated_keys_in_a_wrapped_ring(library, dtype):
     shape = Shape(
+        dtype=dtype,
         seen=(61,),
         new=(4,),
         rows=4,
@@ -271,8 +372,9 @@ def test_everything_at_once(library, dtype):
 
 
 @pytest.mark.parametrize("alias", [False, True])
-def test_row_past_the_last_slot_is_nan_and_unwritten(library, alias):
-    shape = Shape(seen=(6, 8, 10), new=(4, 1, 3), rows=4, capacity=8, groups=2)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row_past_the_last_slot_is_nan_and_unwritten(library, alias, dtype):
+    shape = Shape(dtype=dtype, seen=(6, 8, 10), new=(4, 1, 3), rows=4, capacity=8, groups=2)
     assert_matches_reference(library, shape, alias=alias)
 
 

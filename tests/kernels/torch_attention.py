@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 
 def attention(case: AttentionCase, present_key: Array, present_value: Array, dtype: str) -> Array:
-    """y [B,Hq,S,D] of the rows that attend, zeros elsewhere; caches as they are after the write."""
+    """y [B,Hq,S,D] of the rows that attend, zeros elsewhere; caches as after the call's write."""
     y = np.zeros(case.q.shape)
     groups = case.q.shape[1] // present_key.shape[1]
     for b, (seen, new) in enumerate(zip(case.seen.tolist(), case.new.tolist(), strict=True)):
