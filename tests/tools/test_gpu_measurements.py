@@ -91,9 +91,6 @@ def test_decode(bench, kernels, new, batch):
     case = decode.DecodeCase(keys=150, batch=batch, rows=new, sides=sides, **SMALL)
     decode.run(where, [case])
     assert (rows[0].case, rows[0].share) == ("copy", 1.0)
-    if new > 1:  # several rows at the end of more keys are no case of this back end on a CPU
-        rows = [row for row in rows if row.side != rivals.FLASH]
-        sides = tuple(side for side in sides if side != rivals.FLASH)
     assert_measured(rows[1:], sides, kernels)
     assert all(row.share > 0 for row in rows if row.state == MEASURED)
 

@@ -175,7 +175,7 @@ def quantise(x: Tensor, cache_type: str) -> tuple[Tensor, Tensor]:
 
     kind = {"int8": torch.int8, "float8": torch.float8_e4m3fn}[cache_type]
     largest = {"int8": 127.0, "float8": 448.0}[cache_type]
-    scales = x.abs().amax((0, 2, 3)).float() / largest
+    scales = torch.stack([y.abs().amax((1, 2)) for y in x]).amax(0).float() / largest
     stored = torch.empty(x.shape, dtype=kind, device=x.device)
     for sequence, target in zip(x, stored, strict=True):
         scaled = sequence.float() / scales[:, None, None]
