@@ -68,6 +68,8 @@ class _Attention:
         self._positions()
         if self.variant.rotation:
             self._rotate()
+        self.index = self._scatter_index(self.values["k"])
+        self.keep = body.op("Unsqueeze", self.written, body.constant([1, 3]))
         present_key = self._write(self.values["past_key"], self.values["k"])
         present_value = self._write(self.values["past_value"], self.values["v"])
         self._span()
@@ -134,10 +136,9 @@ class _Attention:
     def _write(self, past: ir.Value, rows: ir.Value) -> ir.Value:
         """`past` [B,H,C,D] with the call's rows [B,H,S,D] in their slots; others keep theirs."""
         body = self.body
-        index = self._scatter_index(rows)
-        kept = body.op("GatherND", past, index)
-        keep = body.op("Unsqueeze", self.written, body.constant([1, 3]))
-        return body.op("ScatterND", past, index, body.op("Where", keep, rows, kept))
+        kept = body.op("GatherND", past, self.index)
+        changed = body.op("Where", self.keep, rows, kept)
+        return body.op("ScatterND", past, self.index, changed)
 
     def _scatter_index(self, rows: ir.Value) -> ir.Value:
         """(batch, head, slot) of every row: [B,H,S,3]."""
