@@ -48,18 +48,23 @@ int64_t optionalBatch(nvinfer1::PluginTensorDesc const* descs, int32_t index)
 
 } // namespace
 
-std::array<Field<SinkWindowAttentionAttributes>, 9> const& SinkWindowAttentionAttributes::fields()
+std::array<Field<SinkWindowAttentionAttributes>, 11> const& SinkWindowAttentionAttributes::fields()
 {
     using A = SinkWindowAttentionAttributes;
-    static std::array<Field<A>, 9> const table{{
+    static std::array<Field<A>, 11> const table{{
         {&A::sinks, {"sinks", 0, kMAX_INTEGER, "first tokens that every later query sees"}},
         {&A::window, {"window", 0, kMAX_INTEGER, "tokens a query sees back, itself included; 0: unlimited"}},
         {&A::scale, {"scale", -kMAX_REAL, kMAX_REAL, "factor on q.k"}},
         {&A::softcap, {"softcap", 0, kMAX_REAL, "logits become softcap * tanh(logits / softcap); 0: none"}},
         {&A::alias, {"alias", 0, 1, "1: present shares memory with past"}},
         {&A::bounded, {"bounded", 0, 1, "0: slot = token; 1: a ring of slots after the sinks"}},
-        {&A::rotaryDim, {"rotary_dim", 0, kMAX_INTEGER, "rotation of unrotated keys on read; 0: keys stored rotated"}},
+        {&A::rotaryDim, {"rotary_dim", 0, kMAX_INTEGER, "leading dims that are rotated; 0: q and k are used as given"}},
         {&A::interleaved, {"interleaved", 0, 1, "1: pairs (2i, 2i + 1); 0: pairs (i, i + rotary_dim / 2)"}},
+        {&A::rotation,
+            {"rotation", CTX_ROTATION_KEYS_ON_READ, CTX_ROTATION_QUERY_AND_KEYS_ON_READ,
+                "what is rotated here; 0: cached keys on read; 1: q and new keys; 2: q and cached keys on read"}},
+        {&A::sinkPosition,
+            {"sink_position", 0, kMAX_INTEGER, "sinks meet q rotated at most there; 0: as other keys do"}},
         {&A::optionalInputs, {"optional_inputs", 0, 0, "comma-separated names of the optional inputs present"}},
     }};
     return table;
@@ -107,6 +112,22 @@ SinkWindowAttentionPlugin::SinkWindowAttentionPlugin(Attributes const& attribute
         throw std::invalid_argument(message("attribute rotary_dim is ", mAttributes.rotaryDim,
             " and optional_inputs \"", mAttributes.optionalInputs,
             "\": give an even rotary_dim above 0 together with inv_freq and multiplier, or 0 and neither"));
+    }
+    checkRotation();
+}
+
+void SinkWindowAttentionPlugin::checkRotation() const
+{
+    if (mAttributes.rotation != CTX_ROTATION_KEYS_ON_READ && (mAttributes.rotaryDim == 0 || mOptional.sinkQuery >= 0))
+    {
+        throw std::invalid_argument(message("attribute rotation is ", mAttributes.rotation, " with rotary_dim ",
+            mAttributes.rotaryDim, " and optional_inputs \"", mAttributes.optionalInputs,
+            "\": q is rotated here, give a rotary_dim above 0 and no sink_q"));
+    }
+    if (mAttributes.rotation == CTX_ROTATION_KEYS_ON_READ && mAttributes.sinkPosition != 0)
+    {
+        throw std::invalid_argument(message("attribute sink_position is ", mAttributes.sinkPosition,
+            " where q is not rotated here: give rotation 1 or 2, or sink_position 0 and the input sink_q"));
     }
 }
 
@@ -305,6 +326,8 @@ int32_t SinkWindowAttentionPlugin::enqueue(nvinfer1::PluginTensorDesc const* inp
             params.bounded = mAttributes.bounded;
             params.interleaved = mAttributes.interleaved;
             params.dataType = kernelDataType(inputDesc[kQUERY].type);
+            params.rotation = mAttributes.rotation;
+            params.sinkPosition = mAttributes.sinkPosition;
             throwOnFailure(ctxSinkWindowAttention(&params, stream));
             return 0;
         });

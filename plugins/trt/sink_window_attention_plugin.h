@@ -18,9 +18,11 @@ struct SinkWindowAttentionAttributes
     int32_t bounded;
     int32_t rotaryDim;
     int32_t interleaved;
+    int32_t rotation; // a CtxRotation
+    int32_t sinkPosition;
     std::string optionalInputs;
 
-    static std::array<Field<SinkWindowAttentionAttributes>, 9> const& fields();
+    static std::array<Field<SinkWindowAttentionAttributes>, 11> const& fields();
 };
 
 // Input index of each optional input, -1 if absent.
@@ -59,6 +61,7 @@ public:
         void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
 
 private:
+    void checkRotation() const;
     void checkCounts(int32_t nbInputs, int32_t nbOutputs) const;
     void checkOptionalShapes(nvinfer1::PluginTensorDesc const* in, nvinfer1::Dims const& query) const;
 

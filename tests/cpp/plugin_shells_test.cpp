@@ -47,6 +47,22 @@ void operator delete(void* memory, std::size_t) noexcept
 namespace
 {
 
+CtxSinkWindowAttentionParams gAttention{};
+
+} // namespace
+
+// The kernels' own, with what a shell gave it kept.
+CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, void* stream)
+{
+    static auto const kernel
+        = reinterpret_cast<decltype(&ctxSinkWindowAttention)>(dlsym(RTLD_NEXT, "ctxSinkWindowAttention"));
+    gAttention = *params;
+    return kernel(params, stream);
+}
+
+namespace
+{
+
 using nvinfer1::DataType;
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
@@ -230,19 +246,34 @@ Node frequenciesNode()
     return node;
 }
 
-// With every optional input, in a bounded cache.
-Node attentionNode()
+// What a node has to say about rotation.
+struct Rotation
 {
-    static int32_t const rotaryDim = 12;
-    static int32_t const zero = 0;
-    static char const optional[] = "sink_q,inv_freq,multiplier,head_sink";
-    Node node;
-    node.plugin = create("SinkWindowAttention",
+    int32_t rotaryDim;
+    int32_t rotation;
+    int32_t sinkPosition;
+    std::string optionalInputs;
+};
+
+std::unique_ptr<nvinfer1::IPluginV3> attentionPlugin(Rotation const& rotation)
+{
+    int32_t const zero = 0;
+    std::string const& names = rotation.optionalInputs;
+    return create("SinkWindowAttention",
         {number("sinks", kSINKS), number("window", kWINDOW),
             PluginField{"scale", &kSCALE, PluginFieldType::kFLOAT32, 1},
             PluginField{"softcap", &kSOFTCAP, PluginFieldType::kFLOAT32, 1}, number("alias", zero),
-            number("bounded", kONE), number("rotary_dim", rotaryDim), number("interleaved", zero),
-            PluginField{"optional_inputs", optional, PluginFieldType::kCHAR, sizeof(optional) - 1}});
+            number("bounded", kONE), number("rotary_dim", rotation.rotaryDim), number("interleaved", zero),
+            number("rotation", rotation.rotation), number("sink_position", rotation.sinkPosition),
+            PluginField{"optional_inputs", names.data(), PluginFieldType::kCHAR, static_cast<int32_t>(names.size())}});
+}
+
+// With every optional input, in a bounded cache.
+Node attentionNode()
+{
+    constexpr int32_t rotaryDim = 12;
+    Node node;
+    node.plugin = attentionPlugin({rotaryDim, CTX_ROTATION_KEYS_ON_READ, 0, "sink_q,inv_freq,multiplier,head_sink"});
     node.inputs.push_back(floats({kBATCH, kHEADS, kROWS, kDIM}, 1));
     node.inputs.push_back(floats({kBATCH, kKV_HEADS, kROWS, kDIM}, 2));
     node.inputs.push_back(floats({kBATCH, kKV_HEADS, kROWS, kDIM}, 3));
@@ -302,6 +333,23 @@ void attentionEqualsTheKernel()
     for (size_t i = 0; i < node.outputs.size(); ++i)
     {
         CHECK(node.outputs[i].floats == same.outputs[i].floats);
+    }
+}
+
+// Attributes and inputs of an attention that rotates its q, and its k when it is written.
+void rotationReachesTheKernel()
+{
+    constexpr size_t kSINK_QUERY = 7;
+    for (int32_t const rotation : {CTX_ROTATION_ON_WRITE, CTX_ROTATION_QUERY_AND_KEYS_ON_READ})
+    {
+        Node node = attentionNode();
+        node.plugin = attentionPlugin({12, rotation, kSINKS + kWINDOW - 1, "inv_freq,multiplier,head_sink"});
+        node.inputs.erase(node.inputs.begin() + kSINK_QUERY);
+        CHECK(node.onShapeChange() == 0);
+        CHECK(node.enqueue().first == 0);
+        CHECK(gAttention.rotation == rotation && gAttention.sinkPosition == kSINKS + kWINDOW - 1);
+        CHECK(gAttention.rotaryDim == 12 && gAttention.sinkQuery == nullptr);
+        CHECK(gAttention.inverseFrequency == node.inputs[kSINK_QUERY].data());
     }
 }
 
@@ -386,14 +434,15 @@ void serialisedFieldsMakeTheSamePlugin()
     }
 }
 
-std::string loggedBy(int major, Node& node, int32_t (*call)(Node&))
+template <typename Call>
+std::string loggedBy(int major, Call&& call)
 {
     std::string const path = "libctx_fake_tensorrt_" + std::to_string(major) + ".so";
     char const* const directory = std::getenv("FAKE_TENSORRT_DIRECTORY");
     void* const library = dlopen((std::string{directory} + "/" + path).c_str(), RTLD_NOW | RTLD_LOCAL);
     CHECK(library != nullptr);
     setLoggerFinder(reinterpret_cast<void* (*)()>(dlsym(library, "fakeLoggerFinder"))());
-    CHECK(call(node) != 0);
+    CHECK(call() != 0);
     setLoggerFinder(nullptr);
     return reinterpret_cast<char const* (*)()>(dlsym(library, "fakeLastError"))();
 }
@@ -410,12 +459,28 @@ void failuresReachTheLogger()
     {
         Node node = attentionNode();
         node.inputs[0].desc.dims.d[3] = 12;
-        std::string const text = loggedBy(major, node, [](Node& failing) { return failing.enqueue().first; });
+        std::string const text = loggedBy(major, [&] { return node.enqueue().first; });
         CHECK(contains(text, "ctx plugin SinkWindowAttention, enqueue: head dimension 12 is not supported"));
         node = attentionNode();
         node.inputs[0].desc.type = DataType::kINT32;
-        CHECK(contains(loggedBy(major, node, [](Node& failing) { return failing.enqueue().first; }),
-            "tensor type 3 is not supported"));
+        CHECK(contains(loggedBy(major, [&] { return node.enqueue().first; }), "tensor type 3 is not supported"));
+    }
+}
+
+// A second q needs a q that is rotated there, and that one tables and no sink_q.
+void rotationThatLacksItsInputsIsRefused()
+{
+    std::pair<Rotation, char const*> const wrong[] = {
+        {{0, CTX_ROTATION_ON_WRITE, 0, ""}, "attribute rotation is 1 with rotary_dim 0"},
+        {{8, CTX_ROTATION_ON_WRITE, 0, ""}, "attribute rotary_dim is 8 and optional_inputs \"\""},
+        {{8, CTX_ROTATION_QUERY_AND_KEYS_ON_READ, 0, "sink_q,inv_freq,multiplier"}, "and no sink_q"},
+        {{8, CTX_ROTATION_KEYS_ON_READ, 6, "inv_freq,multiplier"}, "attribute sink_position is 6"},
+        {{8, CTX_ROTATION_ON_WRITE, -1, "inv_freq,multiplier"}, "attribute sink_position is -1"},
+        {{8, 3, 0, "inv_freq,multiplier"}, "attribute rotation is 3"},
+    };
+    for (auto const& [rotation, reason] : wrong)
+    {
+        CHECK(contains(loggedBy(11, [&] { return attentionPlugin(rotation) == nullptr ? 1 : 0; }), reason));
     }
 }
 
@@ -442,14 +507,14 @@ void tablesOfOtherShapesAreRefused()
     {
         Node node = frequenciesNode();
         ++node.inputs[input].desc.dims.d[axis];
-        std::string const text = loggedBy(11, node, [](Node& failing) { return failing.onShapeChange(); });
+        std::string const text = loggedBy(11, [&] { return node.onShapeChange(); });
         CHECK(contains(text, ("input " + std::string{names[input]} + " has shape [").c_str()));
     }
     for (size_t input = 0; input < 3; ++input)
     {
         Node node = frequenciesNode();
         ++node.inputs[input].desc.dims.nbDims;
-        std::string const text = loggedBy(11, node, [](Node& failing) { return failing.onShapeChange(); });
+        std::string const text = loggedBy(11, [&] { return node.onShapeChange(); });
         CHECK(contains(text, ("input " + std::string{names[input]} + " has ").c_str()));
     }
 }
@@ -470,7 +535,7 @@ void shapesThatDisagreeAreRefused()
             nvinfer1::Dims& dims = node.inputs[i].desc.dims;
             bool const isPastKey = kind == 0 && i == 3;
             dims.d[dims.nbDims == 4 ? (isPastKey ? 1 : 2) : dims.nbDims - 1] += 2;
-            std::string const text = loggedBy(11, node, [](Node& failing) { return failing.onShapeChange(); });
+            std::string const text = loggedBy(11, [&] { return node.onShapeChange(); });
             CHECK(contains(text, ("input " + std::string{names[kind][i]} + " has shape [").c_str()));
         }
     }
@@ -482,6 +547,8 @@ int main(int argc, char** argv)
 {
     std::map<std::string, void (*)()> const cases{
         {"attention_equals_the_kernel", attentionEqualsTheKernel},
+        {"rotation_reaches_the_kernel", rotationReachesTheKernel},
+        {"rotation_that_lacks_its_inputs_is_refused", rotationThatLacksItsInputsIsRefused},
         {"rotary_equals_the_kernel", rotaryEqualsTheKernel},
         {"frequencies_equal_the_kernel", frequenciesEqualTheKernel},
         {"enqueue_allocates_nothing", enqueueAllocatesNothing},

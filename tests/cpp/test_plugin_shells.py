@@ -12,6 +12,8 @@ from tests.kernels.host_build import build
 
 CASES = [
     "attention_equals_the_kernel",
+    "rotation_reaches_the_kernel",
+    "rotation_that_lacks_its_inputs_is_refused",
     "rotary_equals_the_kernel",
     "frequencies_equal_the_kernel",
     "enqueue_allocates_nothing",

@@ -38,6 +38,8 @@ BASE = {
     "bounded": 1,
     "rotary_dim": 0,
     "interleaved": 0,
+    "rotation": 0,
+    "sink_position": 0,
     "optional_inputs": "",
 }
 
@@ -227,6 +229,23 @@ def test_every_combination_of_optional_inputs_and_attributes(build):
         assert_plugin_engine(result, "HALF")
 
 
+def test_every_rotation_becomes_a_plugin_layer(build):
+    choices = [
+        {
+            **BASE,
+            "rotary_dim": 2 * PAIRS,
+            "rotation": rotation,
+            "sink_position": sink_position,
+            "optional_inputs": "inv_freq,multiplier",
+        }
+        for rotation in (1, 2)
+        for sink_position in (0, 35)
+    ]
+    models = [attention_model(TensorProto.FLOAT16, choice) for choice in choices]
+    for result in build(models):
+        assert_plugin_engine(result, "HALF")
+
+
 WRONG = {
     "window is -3": ({"window": -3}, None),
     "sinks is -1": ({"sinks": -1}, None),
@@ -237,6 +256,9 @@ WRONG = {
         {"rotary_dim": 63, "optional_inputs": "inv_freq,multiplier"},
         None,
     ),
+    "rotation is 1 with rotary_dim 0": ({"rotation": 1}, None),
+    "rotation is 3": ({"rotation": 3}, None),
+    "sink_position is 35": ({"sink_position": 35}, None),
     "rotary_dim is 64 and optional_inputs": ({"rotary_dim": 64}, None),
     "is unknown, repeated or out of order": ({"optional_inputs": "head_sink,sink_q"}, None),
     '"block_table" is unknown': ({"optional_inputs": "block_table"}, ["sink_q"]),

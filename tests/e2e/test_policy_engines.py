@@ -27,15 +27,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return tiny.source(checkpoint, "fp16")
 
 
-# Options, slots of a layer and its nodes: rotations of query, key and sink query, attention.
-CASES: dict[str, tuple[dict[str, Any], int, int]] = {
-    "streaming": ({"method": "streaming", "sinks": 4, "window": 60}, 4 + 60 + 15, 4),
-    "streaming without sinks": ({"method": "streaming", "sinks": 0, "window": 60}, 75, 3),
-    "sliding-window": ({"method": "sliding-window", "window": 64}, 64 + 15, 3),
-    "lm-infinite": ({"method": "lm-infinite", "sinks": 2, "window": 50}, 2 + 50 + 15, 4),
-    "yarn over a window": ({"method": "yarn", "sinks": 4, "window": 124}, 4 + 124 + 15, 4),
-    "dynamic-ntk": ({"method": "dynamic-ntk", "target": 256}, 256, 2),
-    "dynamic-yarn": ({"method": "dynamic-yarn", "target": 256}, 256, 2),
+# Options and slots of a layer; its one node is the attention, which rotates.
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "streaming": ({"method": "streaming", "sinks": 4, "window": 60}, 4 + 60 + 15),
+    "streaming without sinks": ({"method": "streaming", "sinks": 0, "window": 60}, 75),
+    "sliding-window": ({"method": "sliding-window", "window": 64}, 64 + 15),
+    "lm-infinite": ({"method": "lm-infinite", "sinks": 2, "window": 50}, 2 + 50 + 15),
+    "yarn over a window": ({"method": "yarn", "sinks": 4, "window": 124}, 4 + 124 + 15),
+    "dynamic-ntk": ({"method": "dynamic-ntk", "target": 256}, 256),
+    "dynamic-yarn": ({"method": "dynamic-yarn", "target": 256}, 256),
     "longrope over a window": (
         {
             "method": "longrope",
@@ -44,14 +44,13 @@ CASES: dict[str, tuple[dict[str, Any], int, int]] = {
             "parameters": {"short_factor": [1.0] * 32, "long_factor": [2.0] * 32},
         },
         2 + 30 + 15,
-        3,
     ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_node_of_a_policy_is_a_plugin_layer(source, tmp_path, name):
-    options, slots, nodes = CASES[name]
+    options, slots = CASES[name]
     recipe = Recipe(
         model=str(source.checkpoint.directory),
         output=tmp_path / "package",
@@ -67,7 +66,7 @@ def test_every_node_of_a_policy_is_a_plugin_layer(source, tmp_path, name):
     manifest = Manifest.load(package)
     assert manifest.engine is not None
     frequencies = manifest.has_role("rope_length")
-    assert len(manifest.engine["plugin_layers"]) == LAYERS * nodes + frequencies
+    assert len(manifest.engine["plugin_layers"]) == LAYERS + frequencies
     assert (package / "model.engine").stat().st_size > 0
     # 2 · layers · KV heads · head dimension · slots · bytes of an element
     expected = 2 * LAYERS * KV_HEADS * HEAD_DIM * slots * BYTES

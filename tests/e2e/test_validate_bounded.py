@@ -202,25 +202,36 @@ def attribute(layer: int, name: str, value: int) -> Callable[[Path], None]:
     return lambda package: tiny.edit_attention(package, layer, name, value)
 
 
+def attentions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    return [node for node in graph.node if node.op_type == "SinkWindowAttention"]
+
+
 def sink_position(by: int) -> Callable[[Path], None]:
     """Move the largest position at which queries meet the sinks."""
 
     def change(model: onnx.ModelProto) -> None:
-        (node,) = [n for n in model.graph.node if n.op_type == "Min"]
-        (constant,) = [n for n in model.graph.node if n.output[0] == node.input[1]]
-        (value,) = constant.attribute
-        value.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value.t) + by))
+        for node in attentions(model.graph):
+            (position,) = [entry for entry in node.attribute if entry.name == "sink_position"]
+            assert position.i > 0
+            position.i += by
 
     return lambda package: changed(package, change)
 
 
 def key_position(package: Path) -> None:
-    """One layer's keys at the positions of the sinks' queries: right until the window is full."""
+    """Keys at the positions of the sinks' queries: right until the window is full."""
 
     def change(model: onnx.ModelProto) -> None:
-        (node,) = [n for n in model.graph.node if n.name == "ctx.layer1.rotate_key"]
-        (positions,) = {n.output[0] for n in model.graph.node if n.op_type == "Min"}
-        node.input[1] = positions
+        (body,) = [f for f in model.functions if f.name == "SinkWindowAttention"]
+        _, key, sink_query = [n for n in body.node if n.op_type == "RotaryEmbedding"]
+        key.input[1:] = sink_query.input[1:]
+        nodes = list(body.node)
+        (rounded,) = [n for n in nodes if n.op_type == "CastLike" and n.input[0] == key.output[0]]
+        moved = [key, rounded]  # behind what makes their table
+        rest = [node for node in nodes if node not in moved]
+        place = rest.index(sink_query)
+        del body.node[:]
+        body.node.extend([*rest[:place], *moved, *rest[place:]])
 
     changed(package, change)
 

@@ -28,7 +28,7 @@ BUDGET = 96
 POSITIONS = [0, 63, 64, 65, 128, 256, 512, 1023]
 PAIRS = tiny.HEAD_DIM // 2
 PLAIN = tiny.THETA ** (-np.arange(PAIRS) / PAIRS)
-NODES = 3 * tiny.LAYERS  # two rotations and one attention a layer
+NODES = tiny.LAYERS  # an attention a layer, which rotates
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ctx_export.ops.attention import AttentionVariant, sink_window_attention
 from ctx_export.ops.reference import AttentionCase, rotate
 from ctx_export.ops.reference import sink_window_attention as reference_attention
 from ctx_export.ops.rotary import scaled_rotary_embedding
-from ctx_export.ops.spec import DOMAIN, PLUGIN_ATTRIBUTES, SCALED_ROTARY_EMBEDDING
+from ctx_export.ops.spec import DOMAIN, PLUGIN_ATTRIBUTES, SCALED_ROTARY_EMBEDDING, Rotation
 from ctx_export.ops.spec import SINK_WINDOW_ATTENTION as SPEC
 
 DTYPES = {np.float32: ir.DataType.FLOAT, np.float16: ir.DataType.FLOAT16}
@@ -114,10 +115,18 @@ def body_outputs(case: AttentionCase, optional: tuple[str, ...]) -> list[np.ndar
         "alias": 0,
         "bounded": int(case.bounded),
         "rotary_dim": case.rotary_dim,
-        "interleaved": 0,
+        "interleaved": int(case.interleaved),
+        "rotation": int(case.rotation),
+        "sink_position": case.sink_position,
         "optional_inputs": ",".join(optional),
     }
-    variant = AttentionVariant(optional=optional, bounded=case.bounded, softcap=case.softcap != 0)
+    variant = AttentionVariant(
+        optional=optional,
+        bounded=case.bounded,
+        softcap=case.softcap != 0,
+        rotation=case.rotation,
+        sink_position=case.sinks > 0 and case.rotation != Rotation.KEYS_ON_READ,
+    )
     feeds = {name: getattr(case, name) for name in SPEC.inputs + optional}
     return run(sink_window_attention(variant), feeds, attributes)
 
@@ -187,3 +196,84 @@ def test_row_past_a_full_cache_is_nan_and_writes_nothing():
     np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
     np.testing.assert_allclose(np.nan_to_num(y), np.nan_to_num(expected), rtol=0, atol=2e-5)
     np.testing.assert_array_equal(present_key, expected_key)
+
+
+TABLES = ("inv_freq", "multiplier")
+ROTATIONS = [Rotation.ON_WRITE, Rotation.QUERY_AND_KEYS_ON_READ]
+
+
+def rotating_case(dtype: type, rotation: Rotation, sink_position: int) -> AttentionCase:
+    """Sinks and a wrapped ring, a table of its own for every sequence."""
+    rng = np.random.default_rng(7)
+    choice = {"bounded": True, "sinks": 4, "window": 9, "rows": 5, "softcap": 0.0, "spare": 1}
+    case = random_case(rng, dtype, optional=TABLES, **choice)
+    return replace(
+        case,
+        inv_freq=rng.uniform(0, 1, (3, 4)).astype(np.float32),
+        multiplier=rng.uniform(0.5, 1.5, 3).astype(np.float32),
+        interleaved=sink_position > 0,
+        rotation=rotation,
+        sink_position=sink_position,
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("sink_position", [0, 3, 12])
+def test_attention_that_rotates_matches_float64(dtype, rotation, sink_position):
+    case = rotating_case(dtype, rotation, sink_position)
+    y, key, value = body_outputs(case, TABLES)
+    expected, expected_key, expected_value = reference_attention(case)
+    assert y.dtype == key.dtype == dtype
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5 if dtype == np.float32 else 2e-2)
+    # Values up to 8, rounded once to the type.
+    rounding = 1e-6 if dtype == np.float32 else 4e-3
+    written = rotation == Rotation.ON_WRITE
+    np.testing.assert_allclose(key, expected_key, rtol=0, atol=rounding if written else 0)
+    np.testing.assert_array_equal(value, expected_value)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("sink_position", [0, 3, 12])
+def test_attention_that_rotates_equals_rotations_before_it(dtype, rotation, sink_position):
+    """To the last bit: what is rotated is rounded to its type before it is used or cached."""
+    case = rotating_case(dtype, rotation, sink_position)
+    positions = case.seen[:, None] + np.arange(case.q.shape[2])
+
+    def turned(x: np.ndarray, where: np.ndarray) -> np.ndarray:
+        feeds = {"x": x, "positions": where, "inv_freq": case.inv_freq}
+        attributes = {"rotary_dim": 8, "interleaved": int(case.interleaved)}
+        rotary = scaled_rotary_embedding()
+        return run(rotary, {**feeds, "multiplier": case.multiplier}, attributes)[0]
+
+    on_write = rotation == Rotation.ON_WRITE
+    before = replace(
+        case,
+        q=turned(case.q, positions),
+        k=turned(case.k, positions) if on_write else case.k,
+        sink_q=turned(case.q, np.minimum(positions, sink_position or 1 << 40)),
+        rotation=Rotation.KEYS_ON_READ,
+        sink_position=0,
+        rotary_dim=0 if on_write else 8,
+    )
+    optional = ("sink_q",) if on_write else ("sink_q", *TABLES)
+    for got, want in zip(body_outputs(case, TABLES), body_outputs(before, optional), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"optional": ("multiplier", "inv_freq")}, "ordered subset"),
+        ({"rotation": Rotation.ON_WRITE}, "give inv_freq and multiplier and no sink_q"),
+        (
+            {"rotation": Rotation.QUERY_AND_KEYS_ON_READ, "optional": ("sink_q", *TABLES)},
+            "no sink_q",
+        ),
+        ({"sink_position": True}, "give sink_q instead"),
+    ],
+)
+def test_a_variant_without_what_it_needs_is_refused(wrong, reason):
+    with pytest.raises(ValueError, match=reason):
+        AttentionVariant(**wrong)

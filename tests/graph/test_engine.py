@@ -111,6 +111,8 @@ def nodes() -> list[onnx.NodeProto]:
             bounded=0,
             rotary_dim=0,
             interleaved=0,
+            rotation=0,
+            sink_position=0,
             optional_inputs="",
         ),
     ]

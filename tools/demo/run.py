@@ -63,12 +63,12 @@ def _short(argument: str) -> str:
 
 
 def check_plugins(package: Path) -> None:
-    """There are as many plugin layers as sites: two rotations and one attention a layer."""
+    """There are as many plugin layers as sites: an attention a layer, which rotates, too."""
     manifest = Manifest.load(package)
     if manifest.engine is None:
         sys.exit("no engine was built: the demo needs TensorRT-RTX, which make setup installs")
     layers = len(manifest.engine["plugin_layers"])
-    sites = 3 * int(manifest.model["layers"])
+    sites = int(manifest.model["layers"])
     if layers != sites:
         sys.exit(f"{layers} plugin layers for {sites} sites")
 

@@ -1,4 +1,4 @@
-"""Function body of SinkWindowAttention: write the new rows, then attend over what was written.
+"""Function body of SinkWindowAttention: rotate and write the new rows, then attend over `present`.
 
 Reads go through `present` only, so that data flow alone orders them after the write when a
 runtime lets present share memory with past.
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ctx_export.ops.builder import FLOAT, BodyBuilder
-from ctx_export.ops.rotary import rotated
-from ctx_export.ops.spec import DOMAIN, SINK_WINDOW_ATTENTION
+from ctx_export.ops.rotary import rotary_table, turned
+from ctx_export.ops.spec import DOMAIN, SINK_WINDOW_ATTENTION, Rotation
 
 _FAR = 1 << 62  # farther than any token
 _COPY_SHARE = 16  # rows of attention over one slot that cost as much as copying it, measured
@@ -27,6 +27,8 @@ class AttentionVariant:
     optional: tuple[str, ...] = ()
     bounded: bool = False  # some site's cache is a ring
     softcap: bool = False  # some site caps its logits
+    rotation: Rotation = Rotation.KEYS_ON_READ  # of all sites
+    sink_position: bool = False  # some site's sinks meet a second rotation of q
 
     def __post_init__(self) -> None:
         known = SINK_WINDOW_ATTENTION.optional
@@ -34,6 +36,18 @@ class AttentionVariant:
             raise ValueError(
                 f"optional inputs {self.optional} are not an ordered subset of {known}"
             )
+        if self.rotation and ("sink_q" in self.optional or "inv_freq" not in self.optional):
+            raise ValueError(
+                f"optional inputs {self.optional} with rotation {self.rotation}: q is rotated "
+                "here, so give inv_freq and multiplier and no sink_q"
+            )
+        if self.sink_position and not self.rotation:
+            raise ValueError(f"a sink position with rotation {self.rotation}: give sink_q instead")
+
+    @property
+    def keys_on_read(self) -> bool:
+        """Whether cached keys are unrotated."""
+        return "inv_freq" in self.optional and self.rotation != Rotation.ON_WRITE
 
 
 def sink_window_attention(variant: AttentionVariant) -> ir.Function:
@@ -50,8 +64,12 @@ class _Attention:
 
     def function(self, inputs: Sequence[str]) -> ir.Function:
         self.body = body = BodyBuilder(inputs)
-        self.values = body.inputs
+        self.values = dict(body.inputs)
         self._positions()
+        if self.variant.rotation:
+            self._rotate()
+        self.index = self._scatter_index(self.values["k"])
+        self.keep = body.op("Unsqueeze", self.written, body.constant([1, 3]))
         present_key = self._write(self.values["past_key"], self.values["k"])
         present_value = self._write(self.values["past_value"], self.values["v"])
         self._span()
@@ -85,6 +103,27 @@ class _Attention:
         self.overflow = body.op("And", self.is_token, body.op("Not", fits))
         self.written = body.op("And", self.is_token, fits)
 
+    def _rotate(self) -> None:
+        """q, k and the q that meets the sinks, rotated and rounded to their type."""
+        values, q = self.values, self.values["q"]
+        table = self._table(self.token)
+        values["q"] = self._turned(q, table)
+        if self.variant.rotation == Rotation.ON_WRITE:
+            values["k"] = self._turned(values["k"], table)
+        if self.variant.sink_position:
+            body = self.body
+            limit = body.attribute("sink_position")
+            none = body.op("Equal", limit, body.constant(0))
+            limit = body.op("Where", none, body.constant(_FAR), limit)
+            values["sink_q"] = self._turned(q, self._table(body.op("Min", self.token, limit)))
+
+    def _table(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
+        values = self.values
+        return rotary_table(self.body, positions, values["inv_freq"], values["multiplier"])
+
+    def _turned(self, x: ir.Value, table: tuple[ir.Value, ir.Value]) -> ir.Value:
+        return self.body.op("CastLike", turned(self.body, x, table), x)
+
     def _slots(self) -> ir.Value:
         """Slot of every row [B,S]. Rows that are no tokens land on slots no token of this call
         has: S consecutive tokens have S different slots while S ≤ C - sinks."""
@@ -97,10 +136,9 @@ class _Attention:
     def _write(self, past: ir.Value, rows: ir.Value) -> ir.Value:
         """`past` [B,H,C,D] with the call's rows [B,H,S,D] in their slots; others keep theirs."""
         body = self.body
-        index = self._scatter_index(rows)
-        kept = body.op("GatherND", past, index)
-        keep = body.op("Unsqueeze", self.written, body.constant([1, 3]))
-        return body.op("ScatterND", past, index, body.op("Where", keep, rows, kept))
+        kept = body.op("GatherND", past, self.index)
+        changed = body.op("Where", self.keep, rows, kept)
+        return body.op("ScatterND", past, self.index, changed)
 
     def _scatter_index(self, rows: ir.Value) -> ir.Value:
         """(batch, head, slot) of every row: [B,H,S,3]."""
@@ -205,15 +243,14 @@ class _Attention:
         """y [B,Hq,S,D]: one softmax over the visible slots of key and value [B,Hkv,U,D]."""
         body, values = self.body, self.values
         self.head_dim = body.op("Shape", values["q"], start=3, end=4)
-        if "inv_freq" in self.variant.optional:
+        if self.variant.keys_on_read:
             rows = body.op("Unsqueeze", values["seen"], body.constant([1]))
             zeros = body.op("Mul", rows, body.constant(0))  # one row of positions per sequence
             positions = body.op("Max", self._slot_tokens(), zeros)
-            turned = rotated(body, key, positions, values["inv_freq"], values["multiplier"])
-            key = body.op("CastLike", turned, key)
+            key = self._turned(key, self._table(positions))
         transposed = body.op("Transpose", key, perm=[0, 1, 3, 2])
         logits = self._logits(values["q"], transposed)
-        if "sink_q" in self.variant.optional:
+        if "sink_q" in values:
             sink_logits = self._logits(values["sink_q"], transposed)
             logits = body.op("Where", self.sink_slot, sink_logits, logits)
         if self.variant.softcap:

@@ -6,10 +6,12 @@ It shares no code with the function bodies or the kernels and favours plainness 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ctx_export.ops.spec import Rotation
 
 Array = NDArray[np.float64]
 
@@ -95,6 +97,8 @@ class AttentionCase:
     head_sink: Array | None = None
     rotary_dim: int = 0
     interleaved: bool = False
+    rotation: Rotation = Rotation.KEYS_ON_READ
+    sink_position: int = 0
 
 
 def slot_of(token: int, *, sinks: int, capacity: int, bounded: bool) -> int:
@@ -114,6 +118,7 @@ def sink_window_attention(case: AttentionCase) -> tuple[Array, Array, Array]:
 
     Rows ≥ new are not written and give 0; a row whose slot would be ≥ C gives NaN.
     """
+    case = _rotated_rows(case)
     batch, query_heads, rows, _ = case.q.shape
     kv_heads, capacity = case.past_key.shape[1], case.past_key.shape[2]
     present_key = np.array(case.past_key, np.float64)
@@ -152,6 +157,34 @@ def sink_window_attention(case: AttentionCase) -> tuple[Array, Array, Array]:
                     present_value[b, kv_head],
                 )
     return y, present_key, present_value
+
+
+def _rotated_rows(case: AttentionCase) -> AttentionCase:
+    """The call with its q, k and second q as they are used and cached."""
+    if case.rotation == Rotation.KEYS_ON_READ:
+        return case
+    positions = case.seen[:, None] + np.arange(case.q.shape[2])
+
+    def at(x: Array, where: NDArray[np.int64]) -> Array:
+        assert case.inv_freq is not None and case.multiplier is not None
+        return rotate(
+            x,
+            where,
+            case.inv_freq,
+            case.multiplier,
+            rotary_dim=case.rotary_dim,
+            interleaved=case.interleaved,
+        )
+
+    on_write = case.rotation == Rotation.ON_WRITE
+    position = case.sink_position
+    return replace(
+        case,
+        q=at(case.q, positions),
+        k=at(case.k, positions) if on_write else case.k,
+        sink_q=at(case.q, np.minimum(positions, position)) if position else None,
+        rotary_dim=0 if on_write else case.rotary_dim,
+    )
 
 
 def _attend(

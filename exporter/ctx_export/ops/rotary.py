@@ -1,4 +1,4 @@
-"""Function body of ScaledRotaryEmbedding, and the same rotation for keys rotated on read."""
+"""Function body of ScaledRotaryEmbedding, and the same rotation inside the attention."""
 
 from __future__ import annotations
 
@@ -12,20 +12,15 @@ def scaled_rotary_embedding() -> ir.Function:
     """The portable body: float64 angles, float32 rotation, the input's own type in and out."""
     spec = SCALED_ROTARY_EMBEDDING
     body = BodyBuilder(spec.inputs)
-    y = rotated(body, **body.inputs)
-    return body.function(
-        spec.name, DOMAIN, [body.op("CastLike", y, body.inputs["x"])], spec.attributes
-    )
+    x, *where = (body.inputs[name] for name in spec.inputs)
+    y = turned(body, x, rotary_table(body, *where))
+    return body.function(spec.name, DOMAIN, [body.op("CastLike", y, x)], spec.attributes)
 
 
-def rotated(
-    body: BodyBuilder,
-    x: ir.Value,
-    positions: ir.Value,
-    inv_freq: ir.Value,
-    multiplier: ir.Value,
-) -> ir.Value:
-    """`x` [B,H,S,D] rotated at `positions` [B,S], as float32.
+def rotary_table(
+    body: BodyBuilder, positions: ir.Value, inv_freq: ir.Value, multiplier: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """cos and sin [B,S,F] at `positions` [B,S], as float32.
 
     Angles are position × inv_freq in float64, below 1e-6 rad of error to position 2^33; the
     cosines are rounded to float32 only after the multiplier.
@@ -36,7 +31,12 @@ def rotated(
     angle = body.op("Mul", rows, table)
     cos = body.cast(body.op("Mul", body.op("Cos", angle), scale), FLOAT)
     sin = body.cast(body.op("Mul", body.op("Sin", angle), scale), FLOAT)
-    node = ir.node("RotaryEmbedding", [body.cast(x, FLOAT), cos, sin])
+    return cos, sin
+
+
+def turned(body: BodyBuilder, x: ir.Value, table: tuple[ir.Value, ir.Value]) -> ir.Value:
+    """`x` [B,H,S,D] rotated by a table of its rows, as float32."""
+    node = ir.node("RotaryEmbedding", [body.cast(x, FLOAT), *table])
     for standard, ours in (("rotary_embedding_dim", "rotary_dim"), ("interleaved", "interleaved")):
         node.attributes.add(ir.RefAttr(standard, ours, ir.AttributeType.INT))
     return body.append(node)

@@ -8,11 +8,20 @@ B batch, S new tokens of a call (right-padded), C cache slots, D head dimension,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 DOMAIN = "ctx"
 OPSET_VERSION = 1
 # TensorRT's ONNX parser finds the plugin by these two node attributes.
 PLUGIN_ATTRIBUTES: dict[str, str] = {"plugin_version": "1", "plugin_namespace": ""}
+
+
+class Rotation(IntEnum):
+    """What SinkWindowAttention rotates itself, where its rotary_dim is above 0."""
+
+    KEYS_ON_READ = 0  # q as given; keys are cached unrotated and rotated when they are read
+    ON_WRITE = 1  # q, and k before it is cached: both are given unrotated
+    QUERY_AND_KEYS_ON_READ = 2  # q, given unrotated, and cached keys when they are read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +69,10 @@ SINK_WINDOW_ATTENTION = OperatorSpec(
         "softcap": float,  # logits become softcap·tanh(logits / softcap); 0: none
         "alias": int,  # 1: present may share memory with past
         "bounded": int,  # 0: token t lives in slot t; 1: ring of C - sinks slots after the sinks
-        "rotary_dim": int,  # rotation of unrotated keys on read; 0: keys are stored rotated
+        "rotary_dim": int,  # leading dims that are rotated; 0: q and k are used as given
         "interleaved": int,
+        "rotation": int,  # a Rotation: q and k of this call are at positions seen + row
+        "sink_position": int,  # sinks meet q rotated at most here; 0: as other keys do
         "optional_inputs": str,  # comma-separated names of the optional inputs present, in order
     },
 )

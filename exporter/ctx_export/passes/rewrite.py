@@ -17,6 +17,7 @@ from ctx_export.ops.attention import AttentionVariant, sink_window_attention
 from ctx_export.ops.frequencies import rotary_frequencies
 from ctx_export.ops.rotary import scaled_rotary_embedding
 from ctx_export.ops.spec import DOMAIN, OPSET_VERSION, PLUGIN_ATTRIBUTES
+from ctx_export.passes.fuse import fuse
 from ctx_export.passes.locate import Site, locate
 from ctx_export.patterns.match import describe
 from ctx_export.scaling.base import FrequencyTable
@@ -46,12 +47,14 @@ def rewrite(model: ir.Model, plan: Plan) -> None:
     variant = _variant(sites, plan)
     for site in sites:
         _replace_site(graph, SiteInputs(site, plan, values, shared, variant))
+    variant = fuse(graph, variant)
     _set_interface(graph, plan, values)
     model.functions.clear()
-    functions = [scaled_rotary_embedding(), sink_window_attention(variant)]
-    if plan.length_table is not None:
-        functions.append(rotary_frequencies())
-    for function in functions:
+    for function in (
+        scaled_rotary_embedding(),
+        sink_window_attention(variant),
+        rotary_frequencies(),
+    ):
         model.functions[function.identifier()] = function
     graph.opset_imports[DOMAIN] = OPSET_VERSION
     _clean(model)
@@ -252,6 +255,8 @@ def _attention(
             "alias": 1,
             "bounded": int(cache.policy == BOUNDED),
             **(inputs.rotation() if unrotated else {"rotary_dim": 0, "interleaved": 0}),
+            "rotation": int(inputs.variant.rotation),
+            "sink_position": 0,
             "optional_inputs": ",".join(inputs.variant.optional),
             **PLUGIN_ATTRIBUTES,
         },
@@ -313,9 +318,13 @@ def _set_interface(graph: ir.Graph, plan: Plan, values: dict[str, ir.Value]) -> 
 
 
 def _clean(model: ir.Model) -> None:
-    """Remove what the old sites leave behind: masks, cosines, expansions, unused constants."""
+    """Remove what the old sites and the fusion leave behind: masks, cosines, expansions, rotations
+    and their function, unused constants."""
     graph = model.graph
     common_passes.RemoveUnusedNodesPass()(model)
+    called = {node.op_identifier() for node in graph}
+    for identifier in set(model.functions) - called:
+        del model.functions[identifier]
     position_ids = graph.inputs[-1]
     if position_ids.uses():
         user = next(iter(position_ids.uses())).node

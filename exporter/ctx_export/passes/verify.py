@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx_ir as ir
 
 from ctx_export.core.manifest import TensorInfo
 from ctx_export.core.plan import Plan, is_input
-from ctx_export.ops.spec import DOMAIN, OPERATORS
+from ctx_export.ops.spec import DOMAIN, OPERATORS, Rotation
 
 # What a rotation or an attention is made of; none may survive outside the function bodies.
 _FORBIDDEN = ("Attention", "RotaryEmbedding", "Sin", "Cos", "Softmax", "MultiHeadAttention")
@@ -16,18 +18,18 @@ class RewriteError(Exception):
     """A rewritten graph breaks its own contract: a bug of the passes, not an error of use."""
 
 
-def count_sites(model: ir.Model) -> int:
-    """Number of `ctx` nodes; every one must become a plugin layer of an engine."""
-    return sum(node.domain == DOMAIN for node in model.graph)
-
-
-def expected_sites(plan: Plan) -> int:
-    """`ctx` nodes of a plan: per layer an attention and the rotations of its query, of its key
-    unless that is stored unrotated, and of the query that meets the sinks; and the frequencies."""
+def expected_sites(plan: Plan, *, fused: bool) -> dict[str, int]:
+    """`ctx` nodes of a plan by operator: an attention a layer, the frequencies where they follow
+    the length, and unless the attentions rotate themselves the rotations of every query, of its
+    key unless that is stored unrotated, and of the query that meets the sinks."""
     sink_queries = sum(cache.sink_position is not None for cache in plan.caches)
-    if plan.length_table is None:
-        return 3 * plan.spec.layers + sink_queries
-    return 2 * plan.spec.layers + sink_queries + 1
+    turned = 1 if plan.length_table is not None else 2
+    expected = {
+        "SinkWindowAttention": plan.spec.layers,
+        "RotaryFrequencies": int(plan.length_table is not None),
+        "ScaledRotaryEmbedding": 0 if fused else turned * plan.spec.layers + sink_queries,
+    }
+    return {name: count for name, count in expected.items() if count}
 
 
 def verify(model: ir.Model, plan: Plan) -> None:
@@ -36,11 +38,20 @@ def verify(model: ir.Model, plan: Plan) -> None:
     left = [f"{n.op_type} ({n.outputs[0].name})" for n in graph if n.op_type in _FORBIDDEN]
     if left:
         raise RewriteError(f"old nodes are left after rewriting: {', '.join(left[:4])}")
-    if count_sites(model) != expected_sites(plan):
-        raise RewriteError(f"{count_sites(model)} ctx nodes, the plan has {expected_sites(plan)}")
-    for node in graph:
-        if node.domain == DOMAIN:
-            _check_node(node)
+    nodes = [node for node in graph if node.domain == DOMAIN]
+    for node in nodes:
+        _check_node(node)
+    attentions = [node for node in nodes if node.op_type == "SinkWindowAttention"]
+    fused = any(node.attributes["rotation"].as_int() for node in attentions)
+    found, expected = Counter(n.op_type for n in nodes), expected_sites(plan, fused=fused)
+    if found != expected:
+        raise RewriteError(f"ctx nodes are {dict(found)}, the plan has {expected}")
+    if fused:
+        for layer, node in enumerate(attentions):
+            _check_rotation(node, plan, layer)
+    bodies = {function.name for function in model.functions.values()}
+    if bodies != set(found):
+        raise RewriteError(f"function bodies are {sorted(bodies)} for ctx nodes {dict(found)}")
     _check_names(graph.inputs, [t for t in plan.io if is_input(t)])
     _check_names(graph.outputs, [t for t in plan.io if not is_input(t)])
 
@@ -52,6 +63,16 @@ def _check_node(node: ir.Node) -> None:
         raise RewriteError(f"{node.name} lacks attributes {sorted(missing)}")
     if any(value is None for value in node.inputs):
         raise RewriteError(f"{node.name} omits an input, which TensorRT's parser refuses")
+
+
+def _check_rotation(node: ir.Node, plan: Plan, layer: int) -> None:
+    """An attention that rotates does so as the layer's cache is planned."""
+    unrotated = plan.length_table is not None
+    rotation = Rotation.QUERY_AND_KEYS_ON_READ if unrotated else Rotation.ON_WRITE
+    planned = (rotation, plan.caches[layer].sink_position or 0)
+    found = tuple(node.attributes[name].as_int() for name in ("rotation", "sink_position"))
+    if found != planned:
+        raise RewriteError(f"{node.name} has rotation and sink position {found}, not {planned}")
 
 
 def _check_names(values: object, expected: list[TensorInfo]) -> None:

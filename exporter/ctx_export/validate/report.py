@@ -66,8 +66,8 @@ class Row:
 class EngineSection:
     """A TensorRT engine's part of the report.
 
-    `plugin_layers` of the engine and `sites` of the graph (rotations and attentions) must be
-    equal. `rows` are empty where the engine cannot run; `state` then says why.
+    `plugin_layers` of the engine and `sites` of the graph (its `ctx` nodes) must be equal. `rows`
+    are empty where the engine cannot run; `state` then says why.
     """
 
     runtime: str

@@ -98,6 +98,8 @@ def _attention(layer: int, cache: CacheInfo) -> onnx.NodeProto:
         bounded=int(cache.policy == "bounded"),
         rotary_dim=0,
         interleaved=0,
+        rotation=0,
+        sink_position=0,
         optional_inputs="",
         **PLUGIN_ATTRIBUTES,
     )
