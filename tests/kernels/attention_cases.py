@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.ops.reference import AttentionCase, slot_of
+from ctx_export.ops.spec import Rotation
 from tests.kernels.kernel_library import DTYPES, AttentionParams, Call, KernelLibrary
 
 
@@ -31,6 +32,8 @@ class Shape:
     sink_q: bool = False
     head_sink: bool = False
     rotary_dim: int = 0
+    rotation: Rotation = Rotation.KEYS_ON_READ
+    sink_position: int = 0
     interleaved: bool = False
     frequency_batch: int = 1
     dtype: str = "float32"
@@ -81,6 +84,8 @@ def make_case(shape: Shape) -> AttentionCase:
         multiplier=(1.0 + 0.25 * np.arange(shape.frequency_batch)) if shape.rotary_dim else None,
         head_sink=rng.standard_normal(heads).astype(np.float32) if shape.head_sink else None,
         rotary_dim=shape.rotary_dim,
+        rotation=shape.rotation,
+        sink_position=shape.sink_position,
         interleaved=shape.interleaved,
     )
 
@@ -106,6 +111,8 @@ def prepare(case: AttentionCase, dtype: str, *, alias: bool) -> Call:
         softcap=case.softcap,
         bounded=int(case.bounded),
         interleaved=int(case.interleaved),
+        rotation=int(case.rotation),
+        sinkPosition=case.sink_position,
         dataType=code,
     )
     call = Call(params)

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ctx_export.ops.reference import rotary_frequencies as reference
-from tests.kernels.host_library import Call, FrequenciesParams, HostLibrary, KernelError
+from tests.kernels.kernel_library import Call, FrequenciesParams, KernelError, KernelLibrary
 from tests.support.frequencies import LENGTHS, TABLES, run_body, wide_table
 
 OUTPUTS = ("inverseFrequency", "multiplier")
@@ -32,7 +32,7 @@ def prepare(
     return call
 
 
-def run(library: HostLibrary, *arguments: Any) -> list[NDArray[np.float32]]:
+def run(library: KernelLibrary, *arguments: Any) -> list[NDArray[np.float32]]:
     call = prepare(*arguments)
     library.run("ctxRotaryFrequencies", call, OUTPUTS)
     return [call.buffers[name].values for name in OUTPUTS]

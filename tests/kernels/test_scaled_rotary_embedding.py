@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ctx_export.ops.reference import rotate
-from tests.kernels.host_library import DTYPES, Call, HostLibrary, KernelError, RotaryParams
+from tests.kernels.kernel_library import DTYPES, Call, KernelError, KernelLibrary, RotaryParams
 
 mpmath = pytest.importorskip("mpmath")
 
@@ -52,14 +52,14 @@ def prepare(
     return call
 
 
-def run(library: HostLibrary, *args: Any, **options: Any) -> NDArray[Any]:
+def run(library: KernelLibrary, *args: Any, **options: Any) -> NDArray[Any]:
     call = prepare(*args, **options)
     library.run("ctxScaledRotaryEmbedding", call, ("y",))
     return call.buffers["y"].values
 
 
 def assert_matches_reference(
-    library: HostLibrary,
+    library: KernelLibrary,
     shape: tuple[int, int, int, int],
     rotary_dim: int,
     *,
@@ -135,7 +135,7 @@ def test_in_place(library):
 
 
 def angle_errors(
-    library: HostLibrary, positions: NDArray[np.int64], inv_freq: NDArray[np.float32]
+    library: KernelLibrary, positions: NDArray[np.int64], inv_freq: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """Error in radians [positions, frequencies]: (1, 0) is rotated to (cos, sin) by the kernel."""
     pairs = len(inv_freq)

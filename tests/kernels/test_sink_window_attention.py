@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 
 from ctx_export.ops.reference import AttentionCase, sink_window_attention
+from ctx_export.ops.spec import Rotation
 from tests.kernels.attention_cases import Shape, make_case, prepare, run_case
 from tests.kernels.kernel_library import DTYPES, KernelError, KernelLibrary
 from tests.kernels.torch_attention import attention
 
 FLOAT32_TOLERANCE = 2e-5  # float32 arithmetic on values of size 1
+# Keys of size up to 5, turned and then rounded to their type once.
+TURNED_TOLERANCE = {"float32": 1e-6, "float16": 5 * 2.0**-11, "bfloat16": 5 * 2.0**-8}
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
@@ -45,7 +48,11 @@ def assert_matches_reference(
     element = DTYPES[shape.dtype][1]
     for present, cache in zip(presents, caches, strict=True):
         assert present.dtype == element
-        np.testing.assert_array_equal(present.astype(np.float64), cache)
+        stored = present.astype(np.float64)
+        if shape.rotation == Rotation.ON_WRITE:
+            np.testing.assert_allclose(stored, cache, rtol=0, atol=TURNED_TOLERANCE[shape.dtype])
+        else:
+            np.testing.assert_array_equal(stored, cache)
     got = y.astype(np.float64)
     assert got.shape == expected.shape
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
@@ -347,6 +354,52 @@ def test_unrotated_keys_in_a_wrapped_ring(library, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rotation", [Rotation.ON_WRITE, Rotation.QUERY_AND_KEYS_ON_READ])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("dim", "rotary_dim"), [(64, 64), (80, 32), (32, 6), (256, 256)])
+def test_queries_and_keys_that_the_call_rotates(
+    library, dtype, rotation, interleaved, dim, rotary_dim
+):
+    for rows in (1, 11):
+        shape = Shape(
+            seen=(0, 37),
+            new=(1, rows),
+            rows=rows,
+            capacity=48,
+            dim=dim,
+            groups=2,
+            rotary_dim=rotary_dim,
+            rotation=rotation,
+            interleaved=interleaved,
+            frequency_batch=2,
+            dtype=dtype,
+        )
+        assert_matches_reference(library, shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rotation", [Rotation.ON_WRITE, Rotation.QUERY_AND_KEYS_ON_READ])
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("seen", [0, 2, 9, 61])
+def test_second_rotation_for_the_sinks(library, dtype, rotation, rows, seen):
+    shape = Shape(
+        seen=(seen, 3),
+        new=(rows, 1),
+        rows=rows,
+        capacity=ring(4, 12, rows),
+        groups=3,
+        sinks=4,
+        window=12,
+        bounded=True,
+        rotary_dim=48,
+        rotation=rotation,
+        sink_position=15,
+        dtype=dtype,
+    )
+    assert_matches_reference(library, shape, alias=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_everything_at_once(library, dtype):
     shape = Shape(
         seen=(0, 13, 71),
@@ -505,6 +558,12 @@ WRONG: dict[str, dict[str, Any]] = {
     "softcap -1": {"softcap": -1.0},
     "rotary_dim is 33": {"rotaryDim": 33},
     "inv_freq or multiplier is missing": {"rotaryDim": 32},
+    "rotation is 3": {"rotation": 3},
+    "rotation is 1 with rotary_dim 0": {"rotation": 1},
+    "rotation is 0 .* sink_position 5": {"sinkPosition": 5},
+    "and sink_position -1": {"sinkPosition": -1},
+    "cache type 3 is unknown": {"cacheType": 3},
+    "give both for a quantised cache": {"cacheType": 1},
     "data type 5 is unknown": {"dataType": 5},
     "must have memory": {"query": None},
     "seen and new must have memory": {"seen": None},

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ctx_export.ops.reference import AttentionCase, rotate, slot_of, visible
+from ctx_export.ops.spec import Rotation
 
 Array = NDArray[np.float64]
 
@@ -30,11 +31,11 @@ def attention(case: AttentionCase, present_key: Array, present_value: Array, dty
         limits = {"sinks": case.sinks, "window": case.window}
         seen_by = np.array([[visible(seen + r, int(t), **limits) for t in tokens] for r in rows])
         for head in range(case.q.shape[1]):
-            key = _turned(case, present_key[b, head // groups, slots], tokens, b)
+            key = present_key[b, head // groups, slots]
+            if case.rotary_dim and case.rotation != Rotation.ON_WRITE:
+                key = _turned(case, key, tokens, b)
             value = present_value[b, head // groups, slots]
-            queries = [case.q[b, head, rows]]
-            if case.sink_q is not None:
-                queries.append(case.sink_q[b, head, rows])
+            queries = _queries(case, b, head, rows)
             sink = None if case.head_sink is None else case.head_sink[head]
             weights = _weights(case, queries, key, tokens < case.sinks, seen_by, sink, dtype)
             y[b, head, rows] = (weights @ _tensor(value, dtype)).double().numpy()
@@ -74,15 +75,25 @@ def _kept(case: AttentionCase, end: int) -> dict[int, int]:
     return {t: slot for t, slot in sorted((t, s) for s, t in owner.items()) if slot < capacity}
 
 
-def _turned(case: AttentionCase, key: Array, tokens: NDArray[np.int64], b: int) -> Array:
-    """Keys [N,D] that are cached unrotated, at their positions."""
-    if not case.rotary_dim:
-        return key
+def _queries(case: AttentionCase, b: int, head: int, rows: list[int]) -> list[Array]:
+    """The rows' queries [R,D] and, where they differ, those that meet the sinks."""
+    given = case.q[b, head, rows]
+    if case.rotation == Rotation.KEYS_ON_READ:
+        return [given] if case.sink_q is None else [given, case.sink_q[b, head, rows]]
+    positions = case.seen[b] + np.array(rows)
+    queries = [_turned(case, given, positions, b)]
+    if case.sink_position:
+        queries.append(_turned(case, given, np.minimum(positions, case.sink_position), b))
+    return queries
+
+
+def _turned(case: AttentionCase, x: Array, positions: NDArray[np.int64], b: int) -> Array:
+    """Queries or keys [N,D] at their positions."""
     assert case.inv_freq is not None and case.multiplier is not None
     table = slice(min(b, len(case.inv_freq) - 1), None)
     turned = rotate(
-        key[None, None],
-        tokens[None],
+        x[None, None],
+        positions[None],
         case.inv_freq[table][:1],
         case.multiplier[table][:1],
         rotary_dim=case.rotary_dim,
