@@ -19,8 +19,8 @@ CTX_DEVICE void copyAsync(void* target, void const* source, bool valid)
     int const bytes = valid ? BYTES : 0;
     if constexpr (BYTES == 16)
     {
-        asm volatile(
-            "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(sharedAddress(target)), "l"(source), "r"(bytes)
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(sharedAddress(target)), "l"(source),
+            "r"(bytes)
             : "memory");
     }
     else

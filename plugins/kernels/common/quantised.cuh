@@ -31,11 +31,16 @@ CTX_HOST_DEVICE uint8_t e4m3Of(float value)
     return static_cast<uint8_t>(sign | (rounded - (120U << 3)));
 }
 
+// Of a byte that is not NaN. Read as a float32 of the same mantissa, the exponent's bias is 120 too small; the product
+// with 2^120 is exact, for subnormals too.
+CTX_HOST_DEVICE float finiteE4m3ToFloat(uint32_t byte)
+{
+    return floatOf((byte & 0x80U) << 24 | (byte & 0x7fU) << 20) * 1.329227995784916e36F;
+}
+
 CTX_HOST_DEVICE float e4m3ToFloat(uint32_t byte)
 {
-    // Read as a float32 of the same mantissa, the exponent's bias is 120 too small; 2^120 is exact for subnormals too.
-    float const value = floatOf((byte & 0x80U) << 24 | (byte & 0x7fU) << 20) * 1.329227995784916e36F;
-    return (byte & 0x7fU) == 0x7fU ? NAN : value;
+    return (byte & 0x7fU) == 0x7fU ? NAN : finiteE4m3ToFloat(byte);
 }
 
 CTX_HOST_DEVICE uint8_t int8Of(float value)
@@ -69,8 +74,13 @@ CTX_HOST_DEVICE Pack<uint32_t, 2> dequantisedWords(uint32_t bytes, int32_t cache
         return {{packWord<T>(int8ToFloat(bytes), int8ToFloat(bytes >> 8)),
             packWord<T>(int8ToFloat(bytes >> 16), int8ToFloat(bytes >> 24))}};
     }
-    return {{packWord<T>(e4m3ToFloat(bytes), e4m3ToFloat(bytes >> 8)),
-        packWord<T>(e4m3ToFloat(bytes >> 16), e4m3ToFloat(bytes >> 24))}};
+    if ((((bytes & 0x7f7f7f7fU) + 0x01010101U) & 0x80808080U) != 0) // one of them is NaN
+    {
+        return {{packWord<T>(e4m3ToFloat(bytes), e4m3ToFloat(bytes >> 8)),
+            packWord<T>(e4m3ToFloat(bytes >> 16), e4m3ToFloat(bytes >> 24))}};
+    }
+    return {{packWord<T>(finiteE4m3ToFloat(bytes), finiteE4m3ToFloat(bytes >> 8)),
+        packWord<T>(finiteE4m3ToFloat(bytes >> 16), finiteE4m3ToFloat(bytes >> 24))}};
 }
 
 } // namespace ctx

@@ -23,6 +23,17 @@ CTX_HOST_DEVICE CosSin scaled(CosSin turn, float multiplier)
     return CosSin{turn.cosine * multiplier, turn.sine * multiplier};
 }
 
+// The turn by the sum of two angles.
+CTX_HOST_DEVICE CosSin added(CosSin a, CosSin b)
+{
+    return CosSin{a.cosine * b.cosine - a.sine * b.sine, a.sine * b.cosine + a.cosine * b.sine};
+}
+
+CTX_HOST_DEVICE CosSin reversed(CosSin turn)
+{
+    return CosSin{turn.cosine, -turn.sine};
+}
+
 // Dimension of a pair's first and second element.
 CTX_HOST_DEVICE int32_t firstDim(int32_t pair, bool interleaved)
 {

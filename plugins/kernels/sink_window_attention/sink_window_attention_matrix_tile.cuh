@@ -90,25 +90,140 @@ CTX_DEVICE void loadRotation(
     }
 }
 
-// Turns the tile's first `rows` rows; `positionOf` gives a row's position. The scope's other threads see the result
-// after a barrier.
-template <typename T, int DIM, typename Scope, typename PositionOf>
-CTX_DEVICE void rotateRows(uint16_t* tile, int rows, CtxSinkWindowAttentionParams const& params,
-    SharedRotation<DIM> const& shared, PositionOf const& positionOf)
+// Two pairs of a row that lie in two words: halves of the row apart, or interleaved one after the other.
+template <typename T>
+CTX_DEVICE void rotateWords(uint32_t& a, uint32_t& b, CosSin first, CosSin second, bool interleaved)
 {
-    auto const pairs = static_cast<int>(params.rotaryDim / 2);
-    bool const interleaved = params.interleaved != 0;
-    CTX_UNROLL_BY(1)
-    for (int item = opaque(Scope::thread()); item < rows * pairs; item += Scope::kTHREADS)
+    if (interleaved)
     {
-        int const row = item / pairs;
-        int const pair = item % pairs;
-        CosSin const turn = scaled(rotation(positionOf(row), shared.phaseStep[pair]), shared.multiplier[pair]);
+        Pair const low = rotatePair(Pair{lowElement<T>(a), highElement<T>(a)}, first);
+        Pair const high = rotatePair(Pair{lowElement<T>(b), highElement<T>(b)}, second);
+        a = packWord<T>(low.first, low.second);
+        b = packWord<T>(high.first, high.second);
+        return;
+    }
+    Pair const low = rotatePair(Pair{lowElement<T>(a), lowElement<T>(b)}, first);
+    Pair const high = rotatePair(Pair{highElement<T>(a), highElement<T>(b)}, second);
+    a = packWord<T>(low.first, high.first);
+    b = packWord<T>(low.second, high.second);
+}
+
+// A tile in shared memory whose rows are turned, two pairs at a time, or one where their number is odd.
+template <typename T, int DIM>
+struct RowRotation
+{
+    uint16_t* tile;
+    SharedRotation<DIM> const& shared;
+    int pairs;
+    bool interleaved;
+
+    CTX_DEVICE int units() const
+    {
+        return pairs % 2 == 0 ? pairs / 2 : pairs;
+    }
+
+    CTX_DEVICE CosSin turn(int64_t position, int pair) const
+    {
+        return scaled(rotation(position, shared.phaseStep[pair]), shared.multiplier[pair]);
+    }
+
+    CTX_DEVICE CosSin stepTurn(int pair) const
+    {
+        return rotation(1, shared.phaseStep[pair]);
+    }
+
+    CTX_DEVICE void rotateTwo(int row, int unit, CosSin first, CosSin second) const
+    {
+        int const firstWord = interleaved ? 4 * unit : 2 * unit;
+        int const secondWord = interleaved ? 4 * unit + 2 : pairs + 2 * unit;
+        auto& a = *reinterpret_cast<uint32_t*>(tile + TileRows<DIM>::elementOffset(row, firstWord));
+        auto& b = *reinterpret_cast<uint32_t*>(tile + TileRows<DIM>::elementOffset(row, secondWord));
+        rotateWords<T>(a, b, first, second, interleaved);
+    }
+
+    CTX_DEVICE void rotateOne(int row, int pair, CosSin turn) const
+    {
         uint16_t& a = tile[TileRows<DIM>::elementOffset(row, firstDim(pair, interleaved))];
         uint16_t& b = tile[TileRows<DIM>::elementOffset(row, secondDim(pair, pairs, interleaved))];
         Pair const turned = rotatePair(Pair{toFloat(T{a}), toFloat(T{b})}, turn);
         a = fromFloat<T>(turned.first).bits;
         b = fromFloat<T>(turned.second).bits;
+    }
+};
+
+template <typename T, int DIM>
+CTX_DEVICE RowRotation<T, DIM> rowRotation(
+    uint16_t* tile, CtxSinkWindowAttentionParams const& params, SharedRotation<DIM> const& shared)
+{
+    return RowRotation<T, DIM>{tile, shared, static_cast<int>(params.rotaryDim / 2), params.interleaved != 0};
+}
+
+// Turns the tile's first `rows` rows; `positionOf` gives a row's position. The scope's other threads see the result
+// after a barrier.
+template <typename Scope, typename T, int DIM, typename PositionOf>
+CTX_DEVICE void rotateRows(RowRotation<T, DIM> const& rotation, int rows, PositionOf const& positionOf)
+{
+    int const units = rotation.units();
+    CTX_UNROLL_BY(1)
+    for (int item = opaque(Scope::thread()); item < rows * units; item += Scope::kTHREADS)
+    {
+        int const row = item / units;
+        int const unit = item % units;
+        int64_t const position = positionOf(row);
+        if (rotation.pairs % 2 == 0)
+        {
+            rotation.rotateTwo(row, unit, rotation.turn(position, 2 * unit), rotation.turn(position, 2 * unit + 1));
+        }
+        else
+        {
+            rotation.rotateOne(row, unit, rotation.turn(position, unit));
+        }
+    }
+}
+
+// As rotateRows, for rows at positions `first`, first + 1, …. Angles are exact at every eighth row; those of the rows
+// before and after it, at most four away, follow by turning on step by step, which adds less than 2e-7 rad a step.
+template <typename Scope, typename T, int DIM>
+CTX_DEVICE void rotateRun(RowRotation<T, DIM> const& rotation, int rows, int64_t first)
+{
+    constexpr int kRUN = 8;
+    if (rotation.pairs % 2 != 0)
+    {
+        rotateRows<Scope>(rotation, rows, [first](int row) { return first + row; });
+        return;
+    }
+    int const units = rotation.units();
+    int const runs = (rows + kRUN - 1) / kRUN;
+    CTX_UNROLL_BY(1)
+    for (int item = opaque(Scope::thread()); item < runs * units; item += Scope::kTHREADS)
+    {
+        int const unit = item % units;
+        int const middle = item / units * kRUN + kRUN / 2;
+        CosSin const steps[2] = {rotation.stepTurn(2 * unit), rotation.stepTurn(2 * unit + 1)};
+        CosSin after[2] = {rotation.turn(first + middle, 2 * unit), rotation.turn(first + middle, 2 * unit + 1)};
+        CosSin before[2] = {after[0], after[1]};
+        CTX_UNROLL
+        for (int step = 0; step < kRUN / 2; ++step)
+        {
+            CTX_UNROLL
+            for (int i = 0; i < 2; ++i)
+            {
+                before[i] = added(before[i], reversed(steps[i]));
+            }
+            if (middle - 1 - step < rows)
+            {
+                rotation.rotateTwo(middle - 1 - step, unit, before[0], before[1]);
+            }
+            if (middle + step < rows)
+            {
+                rotation.rotateTwo(middle + step, unit, after[0], after[1]);
+            }
+            CTX_UNROLL
+            for (int i = 0; i < 2; ++i)
+            {
+                after[i] = added(after[i], steps[i]);
+            }
+        }
     }
 }
 
@@ -150,7 +265,7 @@ CTX_DEVICE void placeQueries(uint16_t* tile, CtxSinkWindowAttentionParams const&
     if (rotatesQueries(params))
     {
         int64_t const limit = queryLimit(params, forSinks);
-        rotateRows<T, DIM, Scope>(tile, call.rows(ROWS), params, rotation,
+        rotateRows<Scope>(rowRotation<T>(tile, params, rotation), call.rows(ROWS),
             [&call, limit](int row) { return call.queryPosition(row, limit); });
         Scope::sync();
     }
@@ -243,7 +358,7 @@ CTX_DEVICE void prepareKeys(uint16_t* tile, CtxSinkWindowAttentionParams const& 
     }
     if (rotatesKeys(params))
     {
-        rotateRows<T, DIM, Scope>(tile, keys, params, rotation, [firstToken](int row) { return firstToken + row; });
+        rotateRun<Scope>(rowRotation<T>(tile, params, rotation), keys, firstToken);
         Scope::sync();
     }
 }

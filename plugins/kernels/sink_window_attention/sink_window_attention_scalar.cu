@@ -44,8 +44,8 @@ template <typename Traits>
 CTX_DEVICE void startRows(WarpRows<Traits>& rows, SharedTile<Traits> const& shared,
     CtxSinkWindowAttentionParams const& params, TilePlace const& place, bool countsHeadSink)
 {
-    rows.warp = threadIdx.x / kWARP_SIZE;
-    rows.lane = threadIdx.x % kWARP_SIZE;
+    rows.warp = static_cast<int>(threadIdx.x) / kWARP_SIZE;
+    rows.lane = static_cast<int>(threadIdx.x) % kWARP_SIZE;
     rows.attends = false;
     CTX_UNROLL
     for (int r = 0; r < Traits::kROWS_PER_WARP; ++r)

@@ -53,7 +53,7 @@ struct Column
     {
         constexpr int kCOLUMNS = Traits::kPADDED_DIM / 4;
         static_assert(Traits::kTHREADS % kCOLUMNS == 0, "a block loads whole rows at a time");
-        int const thread = static_cast<int>(threadIdx.x);
+        int const thread = opaque(static_cast<int>(threadIdx.x));
         return Column{thread % kCOLUMNS * 4, thread / kCOLUMNS, Traits::kTHREADS / kCOLUMNS};
     }
 };
@@ -143,7 +143,7 @@ CTX_DEVICE void rotateRows(float* first, int stride, int rows, SharedTile<Traits
 {
     int32_t const pairs = static_cast<int32_t>(params.rotaryDim / 2);
     bool const interleaved = params.interleaved != 0;
-    for (int i = static_cast<int>(threadIdx.x); i < rows * pairs; i += Traits::kTHREADS)
+    for (int i = opaque(static_cast<int>(threadIdx.x)); i < rows * pairs; i += Traits::kTHREADS)
     {
         int const row = i / pairs;
         int const pair = i % pairs;

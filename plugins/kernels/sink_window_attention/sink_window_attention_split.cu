@@ -10,7 +10,8 @@ namespace ctx
 namespace
 {
 
-constexpr int32_t kMERGE_THREADS = 128;
+constexpr int32_t kMERGE_WARPS = 4;
+constexpr int32_t kMERGE_THREADS = kMERGE_WARPS * kWARP_SIZE;
 constexpr int64_t kMAX_SPLITS = 128;
 // A split of fewer keys takes longer to merge than to compute.
 constexpr int64_t kMIN_SPLIT_KEYS = 256;
@@ -69,16 +70,70 @@ int64_t fillingSplits(int64_t blocks, int64_t resident, int64_t limit)
     return splits;
 }
 
-// A warp merges a row.
+// Of one row: each warp's splits together, then those of all warps.
+struct SharedMerge
+{
+    SoftmaxState state[kMERGE_WARPS];
+    alignas(16) float sum[kMERGE_WARPS][SinkWindowAttentionParams::kMAX_HEAD_DIM];
+};
+
+// The part of a row's sum that is taken into another whose weight is 1 at its own maximum.
+CTX_DEVICE void addPart(Pack<float, 4>& sum, float factor, float const* part, float weight)
+{
+    auto const values = *reinterpret_cast<Pack<float, 4> const*>(part);
+    CTX_UNROLL
+    for (int i = 0; i < 4; ++i)
+    {
+        sum.values[i] = sum.values[i] * factor + values.values[i] * weight;
+    }
+}
+
+// A warp's splits of a row: every kMERGE_WARPS-th. A split without keys has written a state alone.
+CTX_DEVICE void mergeWarpSplits(
+    SharedMerge& shared, Partials const& partials, GridPlan const& grid, int64_t row, int64_t headDim)
+{
+    constexpr int kPACKS = SinkWindowAttentionParams::kMAX_HEAD_DIM / (4 * kWARP_SIZE);
+    auto const warp = static_cast<int>(threadIdx.x) / kWARP_SIZE;
+    int const firstDim = 4 * (static_cast<int>(threadIdx.x) % kWARP_SIZE);
+    SoftmaxState total{-INFINITY, 0.0F};
+    Pack<float, 4> sum[kPACKS]{};
+    for (auto split = static_cast<uint32_t>(warp); split < grid.splits; split += kMERGE_WARPS)
+    {
+        int64_t const partial = split * partials.rows + row;
+        SoftmaxState const state = partials.states[partial];
+        if (state.denominator == 0.0F)
+        {
+            continue;
+        }
+        float const factor = total.raise(state.maximum);
+        float const weight = total.weight(state.maximum);
+        total.denominator += state.denominator * weight;
+        CTX_UNROLL
+        for (int pack = 0; pack < kPACKS; ++pack)
+        {
+            int const dim = firstDim + 4 * kWARP_SIZE * pack;
+            if (dim < headDim)
+            {
+                addPart(sum[pack], factor, partials.sums + partial * headDim + dim, weight);
+            }
+        }
+    }
+    CTX_UNROLL
+    for (int pack = 0; pack < kPACKS; ++pack)
+    {
+        *reinterpret_cast<Pack<float, 4>*>(&shared.sum[warp][firstDim + 4 * kWARP_SIZE * pack]) = sum[pack];
+    }
+    shared.state[warp] = total;
+}
+
+// A block merges a row.
 CTX_KERNEL(kMERGE_THREADS)
 mergeSplits(CtxSinkWindowAttentionParams const params, GridPlan const grid)
 {
-    int64_t const row = static_cast<int64_t>(blockIdx.x) * (kMERGE_THREADS / kWARP_SIZE) + threadIdx.x / kWARP_SIZE;
+    CTX_DYNAMIC_SHARED(memory);
+    auto& shared = *reinterpret_cast<SharedMerge*>(memory);
+    int64_t const row = blockIdx.x;
     Partials const partials = Partials::of(params, grid.splits);
-    if (row >= partials.rows)
-    {
-        return;
-    }
     auto const groups = static_cast<uint32_t>(params.queryHeads / params.kvHeads);
     uint32_t const packedRows = groups * static_cast<uint32_t>(params.rows);
     int64_t const head = row / packedRows;
@@ -86,40 +141,40 @@ mergeSplits(CtxSinkWindowAttentionParams const params, GridPlan const grid)
     auto const packedRow = static_cast<uint32_t>(row % packedRows);
     Sequence const sequence = sequenceOf(params, place.batch);
     int64_t const token = place.tokenOf(packedRow);
-    SoftmaxState total{-INFINITY, 0.0F};
-    for (uint32_t split = 0; split < grid.splits && token < sequence.answered; ++split)
+    bool const attends = token < sequence.answered;
+    if (attends)
     {
-        SoftmaxState const& state = partials.states[split * partials.rows + row];
-        total.raise(state.maximum);
-        total.denominator += state.denominator * total.weight(state.maximum);
+        mergeWarpSplits(shared, partials, grid, row, params.headDim);
     }
-    float const scale = headScale(params.valueScale, place.kvHead) / total.denominator;
-    for (int64_t dim = 4 * (threadIdx.x % kWARP_SIZE); dim < params.headDim; dim += 4 * kWARP_SIZE)
+    __syncthreads();
+    int const dim = 4 * static_cast<int>(threadIdx.x);
+    if (dim >= params.headDim)
     {
-        Pack<float, 4> sum{};
-        for (uint32_t split = 0; split < grid.splits && token < sequence.answered; ++split)
-        {
-            int64_t const partial = split * partials.rows + row;
-            float const weight = total.weight(partials.states[partial].maximum);
-            // A split without keys has written no sum.
-            if (partials.states[partial].denominator != 0.0F)
-            {
-                auto const part
-                    = *reinterpret_cast<Pack<float, 4> const*>(partials.sums + partial * params.headDim + dim);
-                CTX_UNROLL
-                for (int i = 0; i < 4; ++i)
-                {
-                    sum.values[i] += weight * part.values[i];
-                }
-            }
-        }
+        return;
+    }
+    float const fill = fillOf(sequence, token);
+    Pack<float, 4> sum{{fill, fill, fill, fill}};
+    if (attends)
+    {
+        SoftmaxState total{-INFINITY, 0.0F};
+        sum = {};
         CTX_UNROLL
-        for (int i = 0; i < 4; ++i)
+        for (int warp = 0; warp < kMERGE_WARPS; ++warp)
         {
-            sum.values[i] = token < sequence.answered ? sum.values[i] * scale : fillOf(sequence, token);
+            SoftmaxState const& state = shared.state[warp];
+            float const factor = total.raise(state.maximum);
+            float const weight = total.weight(state.maximum);
+            total.denominator += state.denominator * weight;
+            addPart(sum, factor, &shared.sum[warp][dim], weight);
         }
-        storeMeans(params.output, place.queryOffset(params, packedRow) + dim, sum, params.dataType);
+        float const scale = headScale(params.valueScale, place.kvHead) / total.denominator;
+        CTX_UNROLL
+        for (float& value : sum.values)
+        {
+            value *= scale;
+        }
     }
+    storeMeans(params.output, place.queryOffset(params, packedRow) + dim, sum, params.dataType);
 }
 
 } // namespace
@@ -151,9 +206,7 @@ LaunchResult launchMerge(SinkWindowAttentionParams const& params, GridPlan const
     {
         return {};
     }
-    constexpr int64_t kROWS = kMERGE_THREADS / kWARP_SIZE;
-    int64_t const rows = params.batch * params.queryHeads * params.rows;
-    LaunchShape const shape{(rows + kROWS - 1) / kROWS, kMERGE_THREADS, 0};
+    LaunchShape const shape{params.batch * params.queryHeads * params.rows, kMERGE_THREADS, sizeof(SharedMerge)};
     return LaunchResult::fromCuda(launch(mergeSplits, shape, stream, params, grid), "mergeSplits");
 }
 
