@@ -3,6 +3,7 @@
 #include "ctx_plugins/ctx_kernels.h"
 #include "trt/tensorrt_abi.h"
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -135,6 +136,12 @@ struct Node
             plugin->getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
     }
 
+    nvinfer1::IPluginV3OneBuild& build() const
+    {
+        return *static_cast<nvinfer1::IPluginV3OneBuildV2*>(
+            plugin->getCapabilityInterface(nvinfer1::PluginCapabilityType::kBUILD));
+    }
+
     int32_t onShapeChange() const
     {
         std::vector<PluginTensorDesc> const in = descs(inputs);
@@ -144,7 +151,7 @@ struct Node
     }
 
     // Status of enqueue, and how often it allocated.
-    std::pair<int32_t, int> enqueue()
+    std::pair<int32_t, int> enqueue(void* workspace = nullptr)
     {
         std::vector<PluginTensorDesc> const in = descs(inputs);
         std::vector<PluginTensorDesc> const out = descs(outputs);
@@ -159,7 +166,7 @@ struct Node
             to.push_back(tensor.data());
         }
         int const before = gAllocations;
-        int32_t const status = runtime().enqueue(in.data(), out.data(), from.data(), to.data(), nullptr, nullptr);
+        int32_t const status = runtime().enqueue(in.data(), out.data(), from.data(), to.data(), workspace, nullptr);
         return {status, gAllocations - before};
     }
 
@@ -230,19 +237,24 @@ Node frequenciesNode()
     return node;
 }
 
-// With every optional input, in a bounded cache.
-Node attentionNode()
+std::unique_ptr<nvinfer1::IPluginV3> createAttention(std::string const& optional)
 {
     static int32_t const rotaryDim = 12;
     static int32_t const zero = 0;
-    static char const optional[] = "sink_q,inv_freq,multiplier,head_sink";
-    Node node;
-    node.plugin = create("SinkWindowAttention",
+    return create("SinkWindowAttention",
         {number("sinks", kSINKS), number("window", kWINDOW),
             PluginField{"scale", &kSCALE, PluginFieldType::kFLOAT32, 1},
             PluginField{"softcap", &kSOFTCAP, PluginFieldType::kFLOAT32, 1}, number("alias", zero),
             number("bounded", kONE), number("rotary_dim", rotaryDim), number("interleaved", zero),
-            PluginField{"optional_inputs", optional, PluginFieldType::kCHAR, sizeof(optional) - 1}});
+            PluginField{
+                "optional_inputs", optional.data(), PluginFieldType::kCHAR, static_cast<int32_t>(optional.size())}});
+}
+
+// With every optional input but the scales of a quantised cache, in a bounded cache.
+Node attentionNode()
+{
+    Node node;
+    node.plugin = createAttention("sink_q,inv_freq,multiplier,head_sink");
     node.inputs.push_back(floats({kBATCH, kHEADS, kROWS, kDIM}, 1));
     node.inputs.push_back(floats({kBATCH, kKV_HEADS, kROWS, kDIM}, 2));
     node.inputs.push_back(floats({kBATCH, kKV_HEADS, kROWS, kDIM}, 3));
@@ -251,7 +263,7 @@ Node attentionNode()
     node.inputs.push_back(integers({kBATCH}, {30, 2}));
     node.inputs.push_back(integers({kBATCH}, {3, 1}));
     node.inputs.push_back(floats({kBATCH, kHEADS, kROWS, kDIM}, 6));
-    node.inputs.push_back(floats({1, rotaryDim / 2}, 7));
+    node.inputs.push_back(floats({1, 6}, 7));
     node.inputs.push_back(floats({kBATCH}, 8));
     node.inputs.push_back(floats({kHEADS}, 9));
     node.outputs.push_back(floats({kBATCH, kHEADS, kROWS, kDIM}, 10));
@@ -260,13 +272,30 @@ Node attentionNode()
     return node;
 }
 
-// Oracle: the C interface, called with every tensor by its name.
-void attentionEqualsTheKernel()
+// The same with caches of one byte an element.
+Node quantisedNode(DataType cache)
 {
     Node node = attentionNode();
-    CHECK(node.onShapeChange() == 0);
-    CHECK(node.enqueue().first == 0);
-    Node same = attentionNode();
+    node.plugin = createAttention("sink_q,inv_freq,multiplier,head_sink,key_scale,value_scale");
+    for (unsigned const seed : {13U, 14U})
+    {
+        node.inputs.push_back(floats({kKV_HEADS}, seed));
+        for (float& scale : node.inputs.back().floats)
+        {
+            scale = std::fabs(scale) / 64.0F;
+        }
+    }
+    for (Tensor* const tensor : {&node.inputs[3], &node.inputs[4], &node.outputs[1], &node.outputs[2]})
+    {
+        tensor->desc.type = cache;
+        std::memset(tensor->data(), 3, tensor->floats.size() * sizeof(float)); // numbers of either type
+    }
+    return node;
+}
+
+// What the C interface is called with for `same`, every tensor by its name.
+CtxSinkWindowAttentionParams attentionParams(Node& same)
+{
     CtxSinkWindowAttentionParams params{};
     params.size = sizeof(params);
     params.query = same.inputs[0].data();
@@ -298,11 +327,141 @@ void attentionEqualsTheKernel()
     params.softcap = kSOFTCAP;
     params.bounded = 1;
     params.dataType = CTX_DATA_TYPE_FLOAT32;
+    return params;
+}
+
+// Oracle: the C interface.
+void attentionEqualsTheKernel()
+{
+    Node node = attentionNode();
+    CHECK(node.onShapeChange() == 0);
+    CHECK(node.enqueue().first == 0);
+    Node same = attentionNode();
+    CtxSinkWindowAttentionParams const params = attentionParams(same);
     CHECK(ctxSinkWindowAttention(&params, nullptr) == CTX_STATUS_SUCCESS);
     for (size_t i = 0; i < node.outputs.size(); ++i)
     {
         CHECK(node.outputs[i].floats == same.outputs[i].floats);
     }
+}
+
+// Oracle: the C interface. Outputs are compared as bytes: those of a cache make no numbers as floats.
+void quantisedAttentionEqualsTheKernel()
+{
+    std::pair<DataType, int32_t> const types[]
+        = {{DataType::kFP8, CTX_CACHE_TYPE_FLOAT8_E4M3}, {DataType::kINT8, CTX_CACHE_TYPE_INT8}};
+    for (auto const& [type, cacheType] : types)
+    {
+        Node node = quantisedNode(type);
+        CHECK(node.onShapeChange() == 0);
+        CHECK(node.enqueue().first == 0);
+        Node same = quantisedNode(type);
+        CtxSinkWindowAttentionParams params = attentionParams(same);
+        params.cacheType = cacheType;
+        params.keyScale = same.inputs[11].floats.data();
+        params.valueScale = same.inputs[12].floats.data();
+        CHECK(ctxSinkWindowAttention(&params, nullptr) == CTX_STATUS_SUCCESS);
+        for (size_t i = 0; i < node.outputs.size(); ++i)
+        {
+            size_t const bytes = node.outputs[i].floats.size() * sizeof(float);
+            CHECK(std::memcmp(node.outputs[i].data(), same.outputs[i].data(), bytes) == 0);
+        }
+    }
+}
+
+// Caches have the activations' type, or with scales one of the quantised ones, the same for all four.
+void cacheTypesGoWithTheScales()
+{
+    auto const supported = [](Node const& node)
+    {
+        std::vector<nvinfer1::DynamicPluginTensorDesc> tensors;
+        for (std::vector<Tensor> const* list : {&node.inputs, &node.outputs})
+        {
+            for (Tensor const& tensor : *list)
+            {
+                tensors.push_back({tensor.desc, tensor.desc.dims, tensor.desc.dims, tensor.desc.dims});
+            }
+        }
+        bool all = true;
+        for (int32_t i = 0; i < static_cast<int32_t>(tensors.size()); ++i)
+        {
+            all = all
+                && node.build().supportsFormatCombination(i, tensors.data(), static_cast<int32_t>(node.inputs.size()),
+                    static_cast<int32_t>(node.outputs.size()));
+        }
+        return all;
+    };
+    CHECK(supported(attentionNode()));
+    CHECK(supported(quantisedNode(DataType::kFP8)));
+    CHECK(supported(quantisedNode(DataType::kINT8)));
+    for (DataType const type : {DataType::kFLOAT, DataType::kHALF, DataType::kUINT8, DataType::kINT4})
+    {
+        CHECK(!supported(quantisedNode(type)));
+    }
+    size_t const caches[] = {3, 4, 13 + 1, 13 + 2};
+    for (size_t const cache : caches)
+    {
+        Node node = quantisedNode(DataType::kINT8);
+        Tensor& tensor = cache < 13 ? node.inputs[cache] : node.outputs[cache - 13];
+        tensor.desc.type = DataType::kFP8;
+        CHECK(!supported(node));
+        node = attentionNode();
+        (cache < 13 ? node.inputs[cache] : node.outputs[cache - 13]).desc.type = DataType::kINT8;
+        CHECK(!supported(node));
+    }
+    Node scaled = quantisedNode(DataType::kINT8);
+    scaled.inputs[11].desc.type = DataType::kHALF;
+    CHECK(!supported(scaled));
+}
+
+// Oracle: the C interface at the largest shapes. With that memory the result is what the kernel gives with it.
+void workspaceIsThatOfTheLargestShapes()
+{
+    Node node = quantisedNode(DataType::kINT8);
+    std::vector<nvinfer1::DynamicPluginTensorDesc> in;
+    for (Tensor const& tensor : node.inputs)
+    {
+        in.push_back({tensor.desc, tensor.desc.dims, tensor.desc.dims, tensor.desc.dims});
+    }
+    constexpr int64_t kLARGEST_CACHE = 4096;
+    for (size_t const cache : {3, 4})
+    {
+        in[cache].max.d[2] = kLARGEST_CACHE;
+    }
+    for (Tensor const& tensor : node.inputs)
+    {
+        size_t const i = static_cast<size_t>(&tensor - node.inputs.data());
+        if (in[i].desc.dims.nbDims == 4)
+        {
+            in[i].desc.dims.d[2] = -1;
+        }
+    }
+    CtxSinkWindowAttentionParams params = attentionParams(node);
+    params.cacheType = CTX_CACHE_TYPE_INT8;
+    params.capacity = kLARGEST_CACHE;
+    uint64_t const bytes = ctxSinkWindowAttentionWorkspace(&params);
+    CHECK(node.build().getWorkspaceSize(in.data(), static_cast<int32_t>(in.size()), nullptr, 3) == bytes);
+
+    // Aligned, with a guard region behind.
+    constexpr size_t kGUARD = 64;
+    std::vector<double> memory((bytes + kGUARD) / sizeof(double) + 2, 1.0);
+    auto const address = (reinterpret_cast<uintptr_t>(memory.data()) + 15) & ~uintptr_t{15};
+    auto* const workspace = reinterpret_cast<unsigned char*>(address);
+    std::memset(workspace + bytes, 0xA5, kGUARD);
+    CHECK(node.enqueue(workspace).first == 0);
+    for (size_t i = 0; i < kGUARD; ++i)
+    {
+        CHECK(workspace[bytes + i] == 0xA5);
+    }
+    Node same = quantisedNode(DataType::kINT8);
+    params = attentionParams(same);
+    params.cacheType = CTX_CACHE_TYPE_INT8;
+    params.keyScale = same.inputs[11].floats.data();
+    params.valueScale = same.inputs[12].floats.data();
+    params.workspace = workspace;
+    params.workspaceBytes = ctxSinkWindowAttentionWorkspace(&params);
+    CHECK(ctxSinkWindowAttention(&params, nullptr) == CTX_STATUS_SUCCESS);
+    CHECK(node.outputs[0].floats == same.outputs[0].floats);
 }
 
 void rotaryEqualsTheKernel()
@@ -354,7 +513,7 @@ void frequenciesEqualTheKernel()
 // The first call may: the host's blocks and threads are made then.
 void enqueueAllocatesNothing()
 {
-    Node nodes[] = {attentionNode(), rotaryNode(), frequenciesNode()};
+    Node nodes[] = {attentionNode(), quantisedNode(DataType::kFP8), rotaryNode(), frequenciesNode()};
     for (Node& node : nodes)
     {
         CHECK(node.enqueue().first == 0);
@@ -416,6 +575,9 @@ void failuresReachTheLogger()
         node.inputs[0].desc.type = DataType::kINT32;
         CHECK(contains(loggedBy(major, node, [](Node& failing) { return failing.enqueue().first; }),
             "tensor type 3 is not supported"));
+        node = quantisedNode(DataType::kUINT8);
+        CHECK(contains(loggedBy(major, node, [](Node& failing) { return failing.enqueue().first; }),
+            "cache type 5 does not go with scales: give float8 e4m3 or int8"));
     }
 }
 
@@ -457,10 +619,10 @@ void tablesOfOtherShapesAreRefused()
 // Every input once with a size of two more, and the input that is blamed: q, past_key and x are believed.
 void shapesThatDisagreeAreRefused()
 {
-    Node (*const makers[])() = {attentionNode, rotaryNode};
-    char const* const names[2][11]
-        = {{"k", "k", "v", "k", "past_value", "seen", "new", "sink_q", "inv_freq", "multiplier", "head_sink"},
-            {"positions", "positions", "inv_freq", "multiplier"}};
+    Node (*const makers[])() = {[] { return quantisedNode(DataType::kINT8); }, rotaryNode};
+    char const* const names[2][13] = {{"k", "k", "v", "k", "past_value", "seen", "new", "sink_q", "inv_freq",
+                                          "multiplier", "head_sink", "key_scale", "value_scale"},
+        {"positions", "positions", "inv_freq", "multiplier"}};
     for (size_t kind = 0; kind < 2; ++kind)
     {
         size_t const count = makers[kind]().inputs.size();
@@ -482,6 +644,9 @@ int main(int argc, char** argv)
 {
     std::map<std::string, void (*)()> const cases{
         {"attention_equals_the_kernel", attentionEqualsTheKernel},
+        {"quantised_attention_equals_the_kernel", quantisedAttentionEqualsTheKernel},
+        {"cache_types_go_with_the_scales", cacheTypesGoWithTheScales},
+        {"workspace_is_that_of_the_largest_shapes", workspaceIsThatOfTheLargestShapes},
         {"rotary_equals_the_kernel", rotaryEqualsTheKernel},
         {"frequencies_equal_the_kernel", frequenciesEqualTheKernel},
         {"enqueue_allocates_nothing", enqueueAllocatesNothing},

@@ -12,6 +12,9 @@ from tests.kernels.host_build import build
 
 CASES = [
     "attention_equals_the_kernel",
+    "quantised_attention_equals_the_kernel",
+    "cache_types_go_with_the_scales",
+    "workspace_is_that_of_the_largest_shapes",
     "rotary_equals_the_kernel",
     "frequencies_equal_the_kernel",
     "enqueue_allocates_nothing",
