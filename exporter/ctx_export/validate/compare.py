@@ -18,6 +18,12 @@ Errors = NDArray[np.float64]
 
 FLOAT32_TOLERANCE = 1e-3
 LOW_PRECISION_FACTOR = 2.0
+# Over a quantised cache a key or value near the middle between two numbers is rounded one way here
+# and the other there: few are, and each changes what its token computes by a part of what
+# quantising changes. Shares of that which the errors of float32 may have, beside the tolerance.
+QUANTISATION_SHARE = 0.5  # largest error
+QUANTISATION_MEAN_SHARE = 0.1  # mean error
+FLOAT32_MEAN_TOLERANCE = 1e-4
 # Unit roundoff, half a unit in the last place of 1: what rounding the logits alone can cost.
 UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 
@@ -86,33 +92,42 @@ class Rule:
     """Largest error allowed, relative to the logit scale.
 
     With a `tolerance` that is the limit. Without, the low-precision rule holds: twice the error of
-    PyTorch in the same `precision` on the same rows, and the unit roundoff as the floor.
+    PyTorch in the same `precision` on the same rows, and the unit roundoff as the floor. `flips`:
+    float32 over a quantised cache, where roundings that fall the other way are allowed for and the
+    mean error has a limit too.
     """
 
     precision: str  # that the logits were computed in: fp32, fp16, bf16
     tolerance: float | None
+    flips: bool = False
 
     @classmethod
-    def of(cls, precision: str, tolerance: float | None) -> Rule:
-        """The rule for logits computed in `precision`; a tolerance given replaces it."""
+    def of(cls, precision: str, tolerance: float | None, *, quantised: bool = False) -> Rule:
+        """The rule for logits computed in `precision`, over a cache that is `quantised` or not; a
+        tolerance given replaces it."""
         if tolerance is not None and not 0 < tolerance < 1:
             raise UserError(
                 f"tolerance is {tolerance:g}: give a share of the logit scale above 0 and below "
                 f"1, such as {FLOAT32_TOLERANCE:g}"
             )
+        flips = quantised and tolerance is None and precision == "fp32"
         if tolerance is None and precision == "fp32":
             tolerance = FLOAT32_TOLERANCE
-        return cls(precision=precision, tolerance=tolerance)
+        return cls(precision=precision, tolerance=tolerance, flips=flips)
 
     @property
     def needs_peer(self) -> bool:
         """Whether PyTorch must be run in the same precision."""
         return self.tolerance is None
 
-    def limit(self, peer: RowErrors | None) -> float:
-        """The largest error allowed on rows where PyTorch in that precision erred by `peer`."""
+    def limit(self, peer: RowErrors | None, quantisation: RowErrors | None = None) -> float:
+        """The largest error allowed on rows where PyTorch in that precision erred by `peer`, and
+        quantising the caches changed its logits by `quantisation`."""
         if self.tolerance is not None:
-            return self.tolerance
+            changed = 0.0
+            if self.flips and quantisation is not None:
+                changed = float(quantisation.maximum.max())
+            return self.tolerance + QUANTISATION_SHARE * changed
         if peer is None:
             raise ValueError("the low-precision rule needs PyTorch's error in that precision")
         # Rows where PyTorch itself overflows excuse nothing.
@@ -121,8 +136,20 @@ class Rule:
             LOW_PRECISION_FACTOR * float(measured.max(initial=0)) + UNIT_ROUNDOFF[self.precision]
         )
 
+    def mean_limit(self, quantisation: RowErrors | None) -> float | None:
+        """The largest mean error of a block of rows that is allowed, None for any."""
+        if not self.flips or quantisation is None:
+            return None
+        return FLOAT32_MEAN_TOLERANCE + QUANTISATION_MEAN_SHARE * float(quantisation.mean.mean())
+
     def describe(self) -> str:
         """The rule in words."""
+        if self.flips:
+            return (
+                f"error at most {self.tolerance:g} of the logit scale + {QUANTISATION_SHARE:g} × "
+                "what quantising the cache changes, in the mean at most "
+                f"{FLOAT32_MEAN_TOLERANCE:g} + {QUANTISATION_MEAN_SHARE:g} × that"
+            )
         if self.tolerance is not None:
             return f"error at most {self.tolerance:g} of the logit scale"
         return (

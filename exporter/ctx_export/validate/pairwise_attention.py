@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ctx_export.validate.quantised import CacheNumbers
 from ctx_export.validate.turning import Heads, Table
 from ctx_export.validate.visibility import Group, Rule
 
@@ -78,6 +79,19 @@ class Attention:
                 for one, part in zip(met, parts, strict=True)
             )
         return out.flatten(0, 1)
+
+    def kept(self, cached: Cached, numbers: CacheNumbers) -> Cached:
+        """What is read back of a quantised cache. One that keeps rotated keys rounds them as they
+        are at their own positions, with the only table there is then; they are turned back, which
+        undoes the turn to within float64."""
+        keys = cached.keys
+        if numbers.rotated:
+            turn = self.heads.factors(self.table(1), cached.tokens)
+            turned = self.rounded(self.heads.merged(self.heads.pairs(keys) * turn))
+            keys = self.heads.merged(self.heads.pairs(numbers.keys(turned)) / turn)
+        else:
+            keys = numbers.keys(keys)
+        return replace(cached, keys=keys, values=numbers.values(cached.values))
 
     def rounded(self, x: Any) -> Any:
         return x if self.rounding is None else x.to(self.rounding).double()

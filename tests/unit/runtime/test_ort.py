@@ -11,6 +11,7 @@ import pytest
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import Manifest
+from ctx_export.runtime.cache_codec import CacheCodec
 from ctx_export.runtime.contract import Contract
 from ctx_export.runtime.opening import BackendOptions
 from ctx_export.runtime.ort import OrtBackend
@@ -177,7 +178,7 @@ def test_layers_of_fixed_size_do_not_grow(tmp_path: Path) -> None:
 def test_memory_that_the_runtime_owns_is_changed_through_copies() -> None:
     """What a GPU's caches do, on the CPU."""
     for dtype in ("float32", "float16", "bfloat16"):
-        tensor = CacheTensor((2, 1, 3, 2), dtype, "cpu", staged=True)
+        tensor = CacheTensor((2, 1, 3, 2), CacheCodec(dtype=dtype), "cpu", staged=True)
         rows = np.arange(4.0).reshape(2, 1, 1, 2)
         tensor.write(np.array([1]), rows)
         tensor.resize(5)
