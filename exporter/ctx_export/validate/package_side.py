@@ -200,7 +200,8 @@ class _Table:
 
     def add(self, how: str, block: BlockReference, logits: Floats) -> None:
         errors = row_errors(logits, block.logits, block.scale)
-        if block.unquantised is not None:
+        # Behind a probe's synthetic cache only its own few tokens are rounded.
+        if block.unquantised is not None and how != "probe":
             self._losses.append(row_errors(logits, block.unquantised, block.scale))
         where = f"positions {block.positions[0]} to {block.positions[-1]}"
         self.problems += [f"{how} of {where}: {problem}" for problem in errors.problems]
@@ -238,6 +239,8 @@ class _Table:
                 transformers=_largest(block.unmodified, first, last),
                 own_table=_largest(block.own_table, first, last),
                 peer=_largest(peer, first, last),
-                mean_limit=self._rule.mean_limit(block.quantisation) if last > first else None,
+                mean_limit=(
+                    self._rule.mean_limit(peer, block.quantisation) if last > first else None
+                ),
             )
         )

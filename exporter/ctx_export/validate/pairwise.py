@@ -113,7 +113,8 @@ class PairwiseReference:
     def hold(self, numbers: Sequence[CacheNumbers] | None) -> None:
         """Read keys and values back as caches of these `numbers` per layer keep them, from now on;
         None: as they are."""
-        for layer, own in zip(self._layers, numbers or [None] * self.layers, strict=True):
+        held: Sequence[CacheNumbers | None] = numbers or [None] * self.layers
+        for layer, own in zip(self._layers, held, strict=True):
             layer.numbers = own
 
     def watch(self, layer_done: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctx_export.validate.quantised import CacheNumbers
+from ctx_export.validate.quantised import CacheNumbers, Turning
 from ctx_export.validate.turning import Heads, Table
 from ctx_export.validate.visibility import Group, Rule
 
@@ -81,16 +81,14 @@ class Attention:
         return out.flatten(0, 1)
 
     def kept(self, cached: Cached, numbers: CacheNumbers) -> Cached:
-        """What is read back of a quantised cache. One that keeps rotated keys rounds them as they
-        are at their own positions, with the only table there is then; they are turned back, which
-        undoes the turn to within float64."""
-        keys = cached.keys
-        if numbers.rotated:
-            turn = self.heads.factors(self.table(1), cached.tokens)
-            turned = self.rounded(self.heads.merged(self.heads.pairs(keys) * turn))
-            keys = self.heads.merged(self.heads.pairs(numbers.keys(turned)) / turn)
-        else:
-            keys = numbers.keys(keys)
+        """What is read back of a quantised cache; where rotated keys are kept, there is one table
+        for all lengths."""
+        turning = Turning(
+            heads=self.heads,
+            factors=self.heads.factors(self.table(1), cached.tokens),
+            rounded=self.rounded,
+        )
+        keys = numbers.turned_keys(cached.keys, turning)
         return replace(cached, keys=keys, values=numbers.values(cached.values))
 
     def rounded(self, x: Any) -> Any:

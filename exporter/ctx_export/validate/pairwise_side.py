@@ -24,7 +24,7 @@ from ctx_export.validate.positions import (
     ragged_chunks,
     rope_lengths,
 )
-from ctx_export.validate.quantised import CacheNumbers, cache_numbers
+from ctx_export.validate.quantised import CacheNumbers, Turning, cache_numbers
 from ctx_export.validate.reference_side import (
     BlockReference,
     References,
@@ -145,6 +145,7 @@ class SyntheticPast:
     rows: Cache  # [1,Hkv,P,D] per layer
     heads: tuple[Heads, ...]  # per layer
     tables: tuple[tuple[NDArray[np.float64], float], ...]  # per layer, of rotated keys
+    numbers: tuple[CacheNumbers, ...] | None = None  # that a quantised cache holds them as
 
     def past(self, start: int) -> Past:
         """What the layers hold of the tokens before position `start`."""
@@ -154,7 +155,27 @@ class SyntheticPast:
             tuple(array[:, :, :count] for array, count in zip(arrays, kept, strict=True))
             for arrays in (self.rows.keys, self.rows.values)
         )
+        if self.numbers is not None:
+            keys, values = self._as_held(keys, values, tokens)
         return Past(keys=keys, values=values, tokens=tokens, start=start)
+
+    def _as_held(
+        self, keys: tuple[Floats, ...], values: tuple[Floats, ...], tokens: tuple[Ints, ...]
+    ) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
+        """Keys and values that a quantised cache stores without rounding."""
+        import torch
+
+        assert self.numbers is not None
+        held_keys, held_values = [], []
+        for layer, numbers in enumerate(self.numbers):
+            heads = self.heads[layer]
+            turning = Turning(
+                heads=heads, factors=heads.factors(self.tables[layer], tokens[layer])
+            )
+            key = numbers.turned_keys(torch.from_numpy(keys[layer]), turning)
+            held_keys.append(key.float().numpy())
+            held_values.append(numbers.values(torch.from_numpy(values[layer])).numpy())
+        return tuple(held_keys), tuple(held_values)
 
     def first(self, tokens: int) -> Cache:
         """The same as the package stores it: rotated keys at their absolute positions."""
@@ -286,6 +307,7 @@ def _synthetic(
             settings.layer_table(layer)(settings.scaling.target)
             for layer in range(len(settings.caches))
         ),
+        numbers=settings.numbers,
     )
 
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ctx_export.core.cache_type import INT8, CacheType, LayerScales, cache_type
 from ctx_export.core.manifest import Manifest
+from ctx_export.validate.synthetic import Cache
+from ctx_export.validate.turning import Floats, Heads
 
 IMPLEMENTATION = "ctx_quantised"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turning:
+    """How keys are turned before they are cached: the `factors` of their pairs, complex [N,D/2],
+    and what a low precision stores of the result."""
+
+    heads: Heads
+    factors: Any
+    rounded: Callable[[Any], Any] = lambda x: x
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +39,15 @@ class CacheNumbers:
     def values(self, x: Any) -> Any:
         """Values, likewise."""
         return self._rounded(x, self.scales.value)
+
+    def turned_keys(self, x: Any, turning: Turning) -> Any:
+        """Unrotated keys [...,Hkv,N,D] as they are read back, unrotated again, float64 where that
+        takes turning: a cache of rotated keys rounds them at their own positions."""
+        if not self.rotated:
+            return self.keys(x)
+        heads, turn = turning.heads, turning.factors
+        turned = turning.rounded(heads.merged(heads.pairs(x) * turn))
+        return heads.merged(heads.pairs(self.keys(turned)) / turn)
 
     def _rounded(self, x: Any, scales: tuple[float, ...]) -> Any:
         import torch
@@ -46,6 +67,21 @@ def cache_numbers(manifest: Manifest) -> tuple[CacheNumbers, ...] | None:
     return tuple(
         CacheNumbers(kind=kind, scales=own, rotated=cache.keys == "rotated")
         for own, cache in zip(scales, manifest.layers, strict=True)
+    )
+
+
+def as_held(cache: Cache, numbers: Sequence[CacheNumbers]) -> Cache:
+    """`cache`, keys as they are stored, rounded to numbers that a quantised cache holds."""
+    import torch
+
+    def kept(arrays: Sequence[Floats], part: str) -> tuple[Floats, ...]:
+        return tuple(
+            getattr(own, part)(torch.from_numpy(array)).numpy()
+            for own, array in zip(numbers, arrays, strict=True)
+        )
+
+    return Cache(
+        keys=kept(cache.keys, "keys"), values=kept(cache.values, "values"), seen=cache.seen
     )
 
 

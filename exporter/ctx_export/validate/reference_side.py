@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ctx_export.core.progress import Progress
 from ctx_export.validate.compare import RowErrors, logit_scale, row_errors
 from ctx_export.validate.positions import Probe, ValidationPlan
-from ctx_export.validate.quantised import CacheNumbers
+from ctx_export.validate.quantised import CacheNumbers, as_held
 from ctx_export.validate.synthetic import CALIBRATION_TOKENS, Cache, synthetic_cache
 from ctx_export.validate.torch_reference import HuggingFaceRope, Rotary, TorchReference
 
@@ -128,7 +128,7 @@ def reference_logits(
     model = settings.open()
     progress.stage("running PyTorch")
     tokens = random_tokens(max(plan.prefill, CALIBRATION_TOKENS), model.vocab)
-    cache = _synthetic(model, plan, tokens, settings.weights)
+    cache = _synthetic(model, plan, tokens, settings)
     calls = _calls(plan, tokens, kept_rows(plan, model.vocab), cache)
     runs = len(Rotary) + (settings.numbers is not None)
     model.watch(counter(progress, runs * len(calls) * model.layers))
@@ -198,13 +198,15 @@ def _calls(plan: ValidationPlan, tokens: Ints, rows: Ints, cache: Cache | None) 
 
 
 def _synthetic(
-    model: TorchReference, plan: ValidationPlan, tokens: Ints, precision: str
+    model: TorchReference, plan: ValidationPlan, tokens: Ints, settings: ReferenceSettings
 ) -> Cache | None:
-    """The cache that every probe takes the beginning of."""
+    """The cache that every probe takes the beginning of: numbers that the package's can hold."""
     if not plan.probes:
         return None
     sample = model.own_cache(tokens[:CALIBRATION_TOKENS])
-    return synthetic_cache(sample, max(probe.start for probe in plan.probes), precision)
+    last = max(probe.start for probe in plan.probes)
+    cache = synthetic_cache(sample, last, settings.weights)
+    return cache if settings.numbers is None else as_held(cache, settings.numbers)
 
 
 def _measured(model: TorchReference, call: _Call) -> BlockReference:

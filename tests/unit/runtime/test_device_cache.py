@@ -46,6 +46,20 @@ def filled(device: FakeGpu, dtype: str) -> tuple[DeviceTensor, NDArray[np.float3
     return tensor, rounded(given, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float8e4m3fn"])
+def test_a_quantised_cache_is_one_byte_an_element(dtype: str) -> None:
+    """Oracle: the codec, which has its own tests."""
+    scale = np.array([0.1, 0.2, 0.4], np.float32)
+    codec = CacheCodec(dtype=dtype, scale=scale)
+    tensor, given = DeviceTensor(FakeGpu(), SHAPE, codec), rows(3, dtype)
+    assert tensor.nbytes == 210
+    tensor.write(np.array([1, 2, 5]), given)
+    tensor.resize(9)
+    expected = np.zeros((*SHAPE[:2], 9, SHAPE[3]), np.float32)
+    expected[:, :, [1, 2, 5]] = codec.read(codec.stored(given))
+    np.testing.assert_array_equal(tensor.read(), expected)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_fresh_memory_is_cleared(dtype: str) -> None:
     tensor = DeviceTensor(FakeGpu(), SHAPE, CacheCodec(dtype=dtype))
