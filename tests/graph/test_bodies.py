@@ -14,7 +14,7 @@ import pytest
 
 from ctx_export.core.cache_type import cache_type
 from ctx_export.ops.attention import AttentionVariant, sink_window_attention
-from ctx_export.ops.reference import AttentionCase, rotate
+from ctx_export.ops.reference import AttentionCase, quantised, rotate
 from ctx_export.ops.reference import sink_window_attention as reference_attention
 from ctx_export.ops.rotary import scaled_rotary_embedding
 from ctx_export.ops.spec import DOMAIN, PLUGIN_ATTRIBUTES, SCALED_ROTARY_EMBEDDING
@@ -287,6 +287,20 @@ def test_every_element_is_kept_and_every_rounding_is_that_of_the_format(kind):
     clipped = np.clip(k, -largest, largest)
     rounded = clipped.astype(NUMBERS[kind]) if largest == 448 else np.rint(clipped)
     np.testing.assert_array_equal(present[:, :, 32:], rounded.astype(np.float32))
+
+
+def test_the_reference_rounds_to_the_numbers_of_the_format():
+    """Oracle: ml_dtypes; ties, subnormals and saturation included."""
+    exact = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    near = np.concatenate([exact, (exact[:-1] + exact[1:]) / 2, exact * 1.01, [447, 464, 1e9]])
+    given = np.concatenate([near, -near])
+    found = quantised(given, "float8e4m3fn")
+    clipped = np.clip(given, -448, 448).astype(np.float32)
+    expected = clipped.astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    np.testing.assert_array_equal(found, expected)
+    assert np.isnan(quantised(np.array([np.nan]), "float8e4m3fn")).all()
+    with pytest.raises(ValueError, match="cache type 'int4' is unknown"):
+        quantised(given, "int4")
 
 
 def test_row_past_a_full_cache_is_nan_and_writes_nothing():

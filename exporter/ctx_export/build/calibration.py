@@ -1,8 +1,8 @@
 """Scales of a quantised cache, from the keys and values that the model computes for some text.
 
 PyTorch runs the model under the package's own rules of positions and visibility, layer by layer
-where its weights do not fit into memory: one forward over at most 2048 tokens, fewer for models
-above 0.5B parameters.
+where its weights do not fit into memory: forwards over 1024 tokens in all, fewer for models above
+1B parameters, each of at most the trained context.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 # inv_freq [F] in radians per token and the multiplier, at a rope length.
 Table = Callable[[int], tuple[NDArray[np.float64], float]]
 
-MOST_TOKENS = 2048
+MOST_TOKENS = 1024
 _LEAST_TOKENS = 16
 _TOKEN_SEED = 20231017
 DEFAULT_TEXT = Path(__file__).with_name("calibration.txt")

@@ -25,6 +25,7 @@ from ctx_export.core.recipe import Recipe
 from ctx_export.frontends.checkpoint import Checkpoint, read_checkpoint
 from ctx_export.ops.reference import rotate
 from ctx_export.runtime.text import TextCodec
+from ctx_export.validate import memory
 from ctx_export.validate.pairwise import PairwiseReference
 from ctx_export.validate.turning import Heads
 from ctx_export.validate.visibility import causal
@@ -125,6 +126,13 @@ def test_a_head_without_values_has_scale_1_and_damage_is_told(tmp_path, checkpoi
     save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="keys or values have NaN or Inf"):
         calibrated(plan, own, None, SilentProgress())
+
+
+def test_a_model_too_big_for_memory_is_calibrated_layer_by_layer(checkpoint, monkeypatch):
+    plan = planned(checkpoint, method="none", kv_cache_dtype="int8")
+    whole = calibrated(plan, checkpoint, None, SilentProgress())
+    monkeypatch.setattr(memory, "MEMORY_SHARE", 1e-9)
+    assert calibrated(plan, checkpoint, None, SilentProgress()) == whole
 
 
 def test_a_plan_of_another_cache_is_left_alone(checkpoint):
