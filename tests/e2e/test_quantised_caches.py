@@ -89,6 +89,34 @@ def test_a_good_package_agrees_at_every_position(lab, policy, kind):
     json.dumps([report.to_json(), report.summary], allow_nan=False)
 
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "phi3": {  # half of a head turns
+        "original_max_position_embeddings": tiny.ORIGINAL_CONTEXT,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": tiny.THETA,
+            "partial_rotary_factor": 0.5,
+        },
+        "hidden_size": 64,
+        "pad_token_id": 0,
+    },
+    "qwen3": {  # a ring beside a full cache
+        "use_sliding_window": True,
+        "sliding_window": 40,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_agree(tmp_path, family):
+    checkpoint = tiny.save(tmp_path / "checkpoint", family=family, **FAMILIES[family])
+    options = {"method": "linear", "target": TARGET, "max_chunk": CHUNK, "kv_cache_dtype": "int8"}
+    package = tiny.export(tiny.source(checkpoint), tmp_path / "package", **options)
+    report = validation.run(package, checkpoint, budget=BUDGET)
+    assert report.passed, report.lines()
+
+
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_an_element_is_one_byte(lab, policy, kind):

@@ -46,13 +46,18 @@ def calibrated(plan: Plan, checkpoint: Checkpoint, text: Path | None, progress: 
     if plan.cache_type is None:
         return plan
     progress.stage("loading PyTorch for the cache's scales")
-    model = PairwiseReference(
-        checkpoint.directory,
-        [rule_of(cache, plan.original_context) for cache in plan.caches],
-        [_table(plan, own) for own in plan.tables],
-        weights=plan.precision,
-        by_layer=runs_by_layer(checkpoint),
-    )
+    try:
+        model = PairwiseReference(
+            checkpoint.directory,
+            [rule_of(cache, plan.original_context) for cache in plan.caches],
+            [_table(plan, own) for own in plan.tables],
+            weights=plan.precision,
+            by_layer=runs_by_layer(checkpoint),
+        )
+    except UserError as error:
+        raise UserError(
+            f"the cache's scales cannot be chosen: {error}; --kv-cache-dtype auto needs none"
+        ) from None
     tokens = calibration_tokens(checkpoint, text)
     progress.stage("calibrating the cache")
     largest = np.zeros((2, plan.spec.layers, plan.spec.kv_heads))

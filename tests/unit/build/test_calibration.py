@@ -135,6 +135,13 @@ def test_a_model_too_big_for_memory_is_calibrated_layer_by_layer(checkpoint, mon
     assert calibrated(plan, checkpoint, None, SilentProgress()) == whole
 
 
+def test_a_model_without_a_reference_names_the_way_out(checkpoint):
+    plan = planned(checkpoint, method="none", kv_cache_dtype="int8")
+    unknown = replace(plan, caches=tuple(replace(c, rule="unheard-of") for c in plan.caches))
+    with pytest.raises(UserError, match=r"unheard-of .*; --kv-cache-dtype auto needs none"):
+        calibrated(unknown, checkpoint, None, SilentProgress())
+
+
 def test_a_plan_of_another_cache_is_left_alone(checkpoint):
     plan = planned(checkpoint, method="none")
     assert calibrated(plan, checkpoint, None, SilentProgress()) is plan
