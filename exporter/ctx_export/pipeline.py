@@ -52,8 +52,15 @@ def export(
 def plan(recipe: Recipe) -> Plan:
     """Stages 1 and 4 alone: decide and refuse, from the checkpoint's config and headers."""
     from ctx_export.frontends.checkpoint import locate, read_checkpoint
+    from ctx_export.runtime.text import has_tokenizer
 
-    return make_plan(read_checkpoint(locate(recipe.model)).spec, recipe)
+    checkpoint = read_checkpoint(locate(recipe.model))
+    if recipe.calibration is not None and not has_tokenizer(checkpoint.directory):
+        raise UserError(
+            f"calibration {recipe.calibration} cannot be read by {recipe.model}, which has no "
+            "tokenizer.json: add it, or leave --calibration out (random tokens are used then)"
+        )
+    return make_plan(checkpoint.spec, recipe)
 
 
 def run(recipe: Recipe, progress: Progress | None = None) -> Result:
@@ -101,6 +108,7 @@ def export_source(
         )
     output = recipe.output or recipe.default_output()
     with staged(output, force=recipe.force) as stage:
+        planned = _calibrated(planned, source, recipe, progress)
         progress.stage("rewriting")
         model = _rewritten(source, planned)
         manifest = _write_model(model, source, planned, stage, progress)
@@ -117,6 +125,15 @@ def export_source(
             f"{output} does not agree with PyTorch: see {output}/report.md", lines
         )
     return Result(output=output, manifest=manifest, lines=[f"package {output}", *lines])
+
+
+def _calibrated(planned: Plan, source: Source, recipe: Recipe, progress: Progress) -> Plan:
+    """The plan with the scales of a quantised cache."""
+    if planned.cache_type is None:
+        return planned
+    from ctx_export.build.calibration import calibrated
+
+    return calibrated(planned, source.checkpoint, recipe.calibration, progress)
 
 
 def _rewritten(source: Source, planned: Plan) -> ir.Model:
@@ -162,6 +179,7 @@ def _write_model(
         layers=planned.caches,
         precision=planned.precision,
         io=planned.io,
+        kv_cache=planned.kv_cache_json(),
         weights={"files": list(stored.files), "storage": stored.storage},
         generator=_versions("ctx-export", "torch", "transformers", "onnx-ir", "onnxscript"),
     )

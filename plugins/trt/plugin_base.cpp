@@ -27,6 +27,23 @@ int32_t kernelDataType(DataType type)
     }
 }
 
+bool isQuantisedType(DataType type) noexcept
+{
+    return type == DataType::kFP8 || type == DataType::kINT8;
+}
+
+int32_t kernelCacheType(DataType type)
+{
+    switch (type)
+    {
+    case DataType::kFP8: return CTX_CACHE_TYPE_FLOAT8_E4M3;
+    case DataType::kINT8: return CTX_CACHE_TYPE_INT8;
+    default:
+        throw std::invalid_argument(
+            message("cache type ", static_cast<int32_t>(type), " does not go with scales: give float8 e4m3 or int8"));
+    }
+}
+
 void throwOnFailure(int32_t status)
 {
     if (status != CTX_STATUS_SUCCESS)

@@ -19,6 +19,12 @@ bool isActivationType(nvinfer1::DataType type) noexcept;
 // CtxDataType of such a type; throws for others.
 int32_t kernelDataType(nvinfer1::DataType type);
 
+// Type of the elements of a quantised cache: float8 e4m3 or int8.
+bool isQuantisedType(nvinfer1::DataType type) noexcept;
+
+// CtxCacheType of such a type; throws for others.
+int32_t kernelCacheType(nvinfer1::DataType type);
+
 // Throws with the launcher's message if its status is not success.
 void throwOnFailure(int32_t status);
 

@@ -78,8 +78,8 @@ OptionalInputs::OptionalInputs(std::string const& names)
         char const* name;
         int32_t* index;
     };
-    Known const known[] = {
-        {"sink_q", &sinkQuery}, {"inv_freq", &inverseFrequency}, {"multiplier", &multiplier}, {"head_sink", &headSink}};
+    Known const known[] = {{"sink_q", &sinkQuery}, {"inv_freq", &inverseFrequency}, {"multiplier", &multiplier},
+        {"head_sink", &headSink}, {"key_scale", &keyScale}, {"value_scale", &valueScale}};
     auto next = std::begin(known);
     for (size_t begin = 0; begin < names.size();)
     {
@@ -92,13 +92,18 @@ OptionalInputs::OptionalInputs(std::string const& names)
         if (next == std::end(known))
         {
             throw std::invalid_argument(message("attribute optional_inputs is \"", names, "\", where \"", name,
-                "\" is unknown, repeated or out of order: give some of sink_q,inv_freq,multiplier,head_sink in this "
-                "order"));
+                "\" is unknown, repeated or out of order: give some of "
+                "sink_q,inv_freq,multiplier,head_sink,key_scale,value_scale in this order"));
         }
         *next->index = nbInputs++;
         ++next;
         begin = end + 1;
     }
+}
+
+bool OptionalInputs::isFloat(int32_t index) const noexcept
+{
+    return index >= kNB_REQUIRED_INPUTS && index < nbInputs && index != sinkQuery;
 }
 
 SinkWindowAttentionPlugin::SinkWindowAttentionPlugin(Attributes const& attributes)
@@ -112,6 +117,11 @@ SinkWindowAttentionPlugin::SinkWindowAttentionPlugin(Attributes const& attribute
         throw std::invalid_argument(message("attribute rotary_dim is ", mAttributes.rotaryDim,
             " and optional_inputs \"", mAttributes.optionalInputs,
             "\": give an even rotary_dim above 0 together with inv_freq and multiplier, or 0 and neither"));
+    }
+    if ((mOptional.keyScale >= 0) != (mOptional.valueScale >= 0))
+    {
+        throw std::invalid_argument(message("attribute optional_inputs is \"", mAttributes.optionalInputs,
+            "\": give both key_scale and value_scale (a quantised cache) or neither"));
     }
     checkRotation();
 }
@@ -194,11 +204,18 @@ bool SinkWindowAttentionPlugin::supportsFormatCombination(
     {
         return tensor.type == DataType::kINT64;
     }
-    if (pos == mOptional.inverseFrequency || pos == mOptional.multiplier || pos == mOptional.headSink)
+    if (mOptional.isFloat(pos))
     {
         return tensor.type == DataType::kFLOAT;
     }
-    return pos == kQUERY ? isActivationType(tensor.type) : tensor.type == inOut[kQUERY].desc.type;
+    if (pos == kPAST_KEY && mOptional.keyScale >= 0)
+    {
+        return isQuantisedType(tensor.type);
+    }
+    int32_t const presentKey = mOptional.nbInputs + kPRESENT_KEY;
+    int32_t const presentValue = mOptional.nbInputs + kPRESENT_VALUE;
+    bool const isCache = pos == kPAST_VALUE || pos == presentKey || pos == presentValue;
+    return pos == kQUERY ? isActivationType(tensor.type) : tensor.type == inOut[isCache ? kPAST_KEY : kQUERY].desc.type;
 }
 
 int32_t SinkWindowAttentionPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
@@ -283,19 +300,65 @@ void SinkWindowAttentionPlugin::checkOptionalShapes(
     {
         checkShape("head_sink", in[mOptional.headSink].dims, {query.d[1]});
     }
+    if (mOptional.keyScale >= 0)
+    {
+        int64_t const kvHeads = in[kPAST_KEY].dims.d[1];
+        checkShape("key_scale", in[mOptional.keyScale].dims, {kvHeads});
+        checkShape("value_scale", in[mOptional.valueScale].dims, {kvHeads});
+    }
+}
+
+CtxSinkWindowAttentionParams SinkWindowAttentionPlugin::paramsWithoutPointers(CallSizes const& sizes) const
+{
+    CtxSinkWindowAttentionParams params{};
+    params.size = sizeof(params);
+    params.batch = sizes.query.d[0];
+    params.queryHeads = sizes.query.d[1];
+    params.kvHeads = sizes.past.d[1];
+    params.rows = sizes.query.d[2];
+    params.capacity = sizes.past.d[2];
+    params.headDim = sizes.query.d[3];
+    params.sinks = mAttributes.sinks;
+    params.window = mAttributes.window;
+    params.rotaryDim = mAttributes.rotaryDim;
+    params.frequencyBatch = sizes.frequencyBatch;
+    params.multiplierBatch = sizes.multiplierBatch;
+    params.scale = mAttributes.scale;
+    params.softcap = mAttributes.softcap;
+    params.bounded = mAttributes.bounded;
+    params.interleaved = mAttributes.interleaved;
+    params.dataType = kernelDataType(sizes.queryType);
+    params.rotation = mAttributes.rotation;
+    params.sinkPosition = mAttributes.sinkPosition;
+    params.cacheType = mOptional.keyScale < 0 ? CTX_CACHE_TYPE_SAME : kernelCacheType(sizes.pastType);
+    return params;
+}
+
+size_t SinkWindowAttentionPlugin::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
+    nvinfer1::DynamicPluginTensorDesc const*, int32_t nbOutputs) const noexcept
+{
+    return guarded(kNAME, "workspace", size_t{0},
+        [&]
+        {
+            checkCounts(nbInputs, nbOutputs);
+            auto const largestBatch = [&](int32_t index) { return index < 0 ? int64_t{1} : in[index].max.d[0]; };
+            CtxSinkWindowAttentionParams const params = paramsWithoutPointers(
+                {in[kQUERY].max, in[kPAST_KEY].max, in[kQUERY].desc.type, in[kPAST_KEY].desc.type,
+                    largestBatch(mOptional.inverseFrequency), largestBatch(mOptional.multiplier)});
+            return static_cast<size_t>(ctxSinkWindowAttentionWorkspace(&params));
+        });
 }
 
 int32_t SinkWindowAttentionPlugin::enqueue(nvinfer1::PluginTensorDesc const* inputDesc,
-    nvinfer1::PluginTensorDesc const*, void const* const* inputs, void* const* outputs, void*,
+    nvinfer1::PluginTensorDesc const*, void const* const* inputs, void* const* outputs, void* workspace,
     cudaStream_t stream) noexcept
 {
     return guarded(kNAME, "enqueue", 1,
         [&]
         {
-            nvinfer1::Dims const& query = inputDesc[kQUERY].dims;
-            nvinfer1::Dims const& past = inputDesc[kPAST_KEY].dims;
-            CtxSinkWindowAttentionParams params{};
-            params.size = sizeof(params);
+            CtxSinkWindowAttentionParams params = paramsWithoutPointers({inputDesc[kQUERY].dims,
+                inputDesc[kPAST_KEY].dims, inputDesc[kQUERY].type, inputDesc[kPAST_KEY].type,
+                optionalBatch(inputDesc, mOptional.inverseFrequency), optionalBatch(inputDesc, mOptional.multiplier)});
             params.query = inputs[kQUERY];
             params.key = inputs[kKEY];
             params.value = inputs[kVALUE];
@@ -307,27 +370,17 @@ int32_t SinkWindowAttentionPlugin::enqueue(nvinfer1::PluginTensorDesc const* inp
             params.inverseFrequency = optionalInput<float>(inputs, mOptional.inverseFrequency);
             params.multiplier = optionalInput<float>(inputs, mOptional.multiplier);
             params.headSink = optionalInput<float>(inputs, mOptional.headSink);
+            params.keyScale = optionalInput<float>(inputs, mOptional.keyScale);
+            params.valueScale = optionalInput<float>(inputs, mOptional.valueScale);
             params.output = outputs[kOUTPUT];
             params.presentKey = outputs[kPRESENT_KEY];
             params.presentValue = outputs[kPRESENT_VALUE];
-            params.batch = query.d[0];
-            params.queryHeads = query.d[1];
-            params.kvHeads = past.d[1];
-            params.rows = query.d[2];
-            params.capacity = past.d[2];
-            params.headDim = query.d[3];
-            params.sinks = mAttributes.sinks;
-            params.window = mAttributes.window;
-            params.rotaryDim = mAttributes.rotaryDim;
-            params.frequencyBatch = optionalBatch(inputDesc, mOptional.inverseFrequency);
-            params.multiplierBatch = optionalBatch(inputDesc, mOptional.multiplier);
-            params.scale = mAttributes.scale;
-            params.softcap = mAttributes.softcap;
-            params.bounded = mAttributes.bounded;
-            params.interleaved = mAttributes.interleaved;
-            params.dataType = kernelDataType(inputDesc[kQUERY].type);
-            params.rotation = mAttributes.rotation;
-            params.sinkPosition = mAttributes.sinkPosition;
+            if (workspace != nullptr)
+            {
+                // At most what getWorkspaceSize asked for at the largest shapes.
+                params.workspace = workspace;
+                params.workspaceBytes = ctxSinkWindowAttentionWorkspace(&params);
+            }
             throwOnFailure(ctxSinkWindowAttention(&params, stream));
             return 0;
         });

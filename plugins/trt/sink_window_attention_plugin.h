@@ -1,6 +1,7 @@
 // TensorRT shell of SinkWindowAttention.
 #pragma once
 
+#include "ctx_plugins/ctx_kernels.h"
 #include "trt/plugin_base.h"
 
 #include <array>
@@ -32,9 +33,25 @@ struct OptionalInputs
     int32_t inverseFrequency{-1};
     int32_t multiplier{-1};
     int32_t headSink{-1};
+    int32_t keyScale{-1};
+    int32_t valueScale{-1};
     int32_t nbInputs{0}; // required ones included
 
     explicit OptionalInputs(std::string const& names);
+
+    // Whether the input at `index` is an optional one that is float32 whatever the activations are.
+    bool isFloat(int32_t index) const noexcept;
+};
+
+// Sizes and types of a call, or the largest ones of an engine.
+struct CallSizes
+{
+    nvinfer1::Dims const& query;
+    nvinfer1::Dims const& past;
+    nvinfer1::DataType queryType;
+    nvinfer1::DataType pastType;
+    int64_t frequencyBatch;
+    int64_t multiplierBatch;
 };
 
 class SinkWindowAttentionPlugin final : public PluginBase<SinkWindowAttentionPlugin, SinkWindowAttentionAttributes>
@@ -54,6 +71,8 @@ public:
         int32_t nbOutputs) noexcept override;
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
         nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
+    size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
+        nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) const noexcept override;
     int32_t getAliasedInput(int32_t outputIndex) noexcept override;
     int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs, nvinfer1::PluginTensorDesc const* out,
         int32_t nbOutputs) noexcept override;
@@ -63,6 +82,7 @@ public:
 private:
     void checkRotation() const;
     void checkCounts(int32_t nbInputs, int32_t nbOutputs) const;
+    CtxSinkWindowAttentionParams paramsWithoutPointers(CallSizes const& sizes) const;
     void checkOptionalShapes(nvinfer1::PluginTensorDesc const* in, nvinfer1::Dims const& query) const;
 
     OptionalInputs const mOptional;

@@ -29,6 +29,7 @@ TYPES = {
     "HALF": TensorProto.FLOAT16,
     "BF16": TensorProto.BFLOAT16,
 }
+QUANTISED = {"FP8": TensorProto.FLOAT8E4M3FN, "INT8": TensorProto.INT8}
 BASE = {
     "sinks": 4,
     "window": 32,
@@ -44,19 +45,21 @@ BASE = {
 }
 
 
-def attention_inputs(data: int, batch: Any) -> dict[str, tuple[int, list[Any]]]:
+def attention_inputs(data: int, cache: int, batch: Any) -> dict[str, tuple[int, list[Any]]]:
     return {
         "q": (data, [batch, HEADS, "S", HEAD_DIM]),
         "k": (data, [batch, KV_HEADS, "S", HEAD_DIM]),
         "v": (data, [batch, KV_HEADS, "S", HEAD_DIM]),
-        "past_key": (data, [batch, KV_HEADS, "C", HEAD_DIM]),
-        "past_value": (data, [batch, KV_HEADS, "C", HEAD_DIM]),
+        "past_key": (cache, [batch, KV_HEADS, "C", HEAD_DIM]),
+        "past_value": (cache, [batch, KV_HEADS, "C", HEAD_DIM]),
         "seen": (TensorProto.INT64, [batch]),
         "new": (TensorProto.INT64, [batch]),
         "sink_q": (data, [batch, HEADS, "S", HEAD_DIM]),
         "inv_freq": (TensorProto.FLOAT, [1, PAIRS]),
         "multiplier": (TensorProto.FLOAT, [batch]),
         "head_sink": (TensorProto.FLOAT, [HEADS]),
+        "key_scale": (TensorProto.FLOAT, [KV_HEADS]),
+        "value_scale": (TensorProto.FLOAT, [KV_HEADS]),
     }
 
 
@@ -74,12 +77,16 @@ def model(
 
 
 def attention_model(
-    data: int, attributes: dict[str, Any], optional: Iterable[str] | None = None, batch: Any = "B"
+    data: int,
+    attributes: dict[str, Any],
+    optional: Iterable[str] | None = None,
+    cache: int | None = None,
 ) -> onnx.ModelProto:
-    """One SinkWindowAttention node; `optional` overrides the inputs that optional_inputs names."""
+    """One SinkWindowAttention node; `optional` overrides the inputs that optional_inputs names,
+    `cache` is the caches' type where it is another than the activations'."""
     named = str(attributes.get("optional_inputs", ""))
     connected = [name for name in named.split(",") if name] if optional is None else list(optional)
-    inputs = attention_inputs(data, batch)
+    inputs = attention_inputs(data, data if cache is None else cache, "B")
     node = helper.make_node(
         SINK_WINDOW_ATTENTION.name,
         [*SINK_WINDOW_ATTENTION.inputs, *connected],
@@ -172,12 +179,13 @@ def build(plugin_library: Path, tmp_path: Path) -> Build:
     return run
 
 
-def assert_plugin_engine(result: dict[str, Any], dtype: str) -> None:
+def assert_plugin_engine(result: dict[str, Any], dtypes: str | list[str]) -> None:
     assert result["parsed"], result["errors"]
     assert result["layers"].count("PLUGIN_V3") == 1, result["layers"]
     assert result["engine_bytes"] > 0, result["errors"]
     assert result["errors"] == []
-    assert all(name == dtype for _, name in result["outputs"])
+    found = [name for _, name in result["outputs"]]
+    assert found == ([dtypes] * len(found) if isinstance(dtypes, str) else dtypes)
 
 
 def test_every_dtype_and_alias_becomes_a_plugin_layer(build):
@@ -246,6 +254,35 @@ def test_every_rotation_becomes_a_plugin_layer(build):
         assert_plugin_engine(result, "HALF")
 
 
+@pytest.mark.parametrize("cache", QUANTISED)
+def test_quantised_caches_become_inputs_and_outputs_of_a_plugin_layer(build, cache):
+    choices = [(name, optional) for name in TYPES for optional in ("", "inv_freq,multiplier,")]
+    models = [
+        attention_model(
+            TYPES[name],
+            {
+                **BASE,
+                "alias": 1,
+                "rotary_dim": 2 * PAIRS if optional else 0,
+                "optional_inputs": f"{optional}key_scale,value_scale",
+            },
+            cache=QUANTISED[cache],
+        )
+        for name, optional in choices
+    ]
+    for (name, _), result in zip(choices, build(models), strict=True):
+        assert_plugin_engine(result, [name, cache, cache])
+
+
+def test_a_cache_of_another_type_than_its_scales_say_is_refused(build):
+    scaled = {**BASE, "optional_inputs": "key_scale,value_scale"}
+    unscaled = attention_model(TensorProto.FLOAT16, BASE, cache=TensorProto.INT8)
+    for proto in (unscaled, attention_model(TensorProto.FLOAT16, scaled)):
+        (result,) = build([proto])
+        assert result.get("engine_bytes", 0) == 0
+        assert result["errors"]
+
+
 WRONG = {
     "window is -3": ({"window": -3}, None),
     "sinks is -1": ({"sinks": -1}, None),
@@ -263,6 +300,7 @@ WRONG = {
     "is unknown, repeated or out of order": ({"optional_inputs": "head_sink,sink_q"}, None),
     '"block_table" is unknown': ({"optional_inputs": "block_table"}, ["sink_q"]),
     "the node has 8 inputs": ({}, ["sink_q"]),
+    "give both key_scale and value_scale": ({"optional_inputs": "key_scale"}, None),
     "window has": ({"window": "wide"}, None),
 }
 

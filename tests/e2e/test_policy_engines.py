@@ -18,7 +18,7 @@ from ctx_export.pipeline import export_source
 from tests.support import tiny
 
 HEAD_DIM = 64  # the kernels take multiples of 8
-LAYERS, KV_HEADS, BYTES = tiny.LAYERS, tiny.KV_HEADS, 2
+LAYERS, KV_HEADS = tiny.LAYERS, tiny.KV_HEADS
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,15 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
         },
         2 + 30 + 15,
     ),
+    "yarn, int8": ({"method": "yarn", "target": 256, "kv_cache_dtype": "int8"}, 256),
+    "streaming, fp8": (
+        {"method": "streaming", "sinks": 4, "window": 60, "kv_cache_dtype": "fp8"},
+        4 + 60 + 15,
+    ),
+    "dynamic-ntk, int8": (
+        {"method": "dynamic-ntk", "target": 256, "kv_cache_dtype": "int8"},
+        256,
+    ),
 }
 
 
@@ -69,7 +78,8 @@ def test_every_node_of_a_policy_is_a_plugin_layer(source, tmp_path, name):
     assert len(manifest.engine["plugin_layers"]) == LAYERS + frequencies
     assert (package / "model.engine").stat().st_size > 0
     # 2 · layers · KV heads · head dimension · slots · bytes of an element
-    expected = 2 * LAYERS * KV_HEADS * HEAD_DIM * slots * BYTES
+    element = 1 if "kv_cache_dtype" in options else 2
+    expected = 2 * LAYERS * KV_HEADS * HEAD_DIM * slots * element
     assert inspect_package(package)["cache_bytes_per_sequence"] == expected
     past = manifest.engine["profiles"]["prefill"]["input_ids"]
     assert past[2] == [2, 16]

@@ -18,7 +18,7 @@ from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import Manifest
 from ctx_export.runtime.session import Session, open_session
 from ctx_export.scaling import names
-from ctx_export.validate import validation
+from ctx_export.validate import memory, validation
 from ctx_export.validate.report import Row, ValidationReport
 from tests.support import tiny
 from tests.support.checkpoints import edit_config
@@ -352,7 +352,7 @@ def test_probes_without_memory_are_left_out_and_not_claimed(lab, copied, monkeyp
 
 def test_a_model_too_big_for_memory_is_run_layer_by_layer(lab, monkeypatch):
     whole = validated(lab.package(), lab.checkpoint)
-    monkeypatch.setattr(validation, "_MEMORY_SHARE", 1e-9)
+    monkeypatch.setattr(memory, "MEMORY_SHARE", 1e-9)
     layered = validated(lab.package(), lab.checkpoint)
     assert layered.facts["reference"].startswith("PyTorch float32, layer by layer, weights in")
     assert layered.passed and layered.rows == whole.rows
@@ -360,7 +360,7 @@ def test_a_model_too_big_for_memory_is_run_layer_by_layer(lab, monkeypatch):
 
 def test_a_model_too_big_for_memory_still_finds_what_is_broken(lab, copied, monkeypatch):
     plain_table(copied)
-    monkeypatch.setattr(validation, "_MEMORY_SHARE", 1e-9)
+    monkeypatch.setattr(memory, "MEMORY_SHARE", 1e-9)
     assert failing(validated(copied, lab.checkpoint)) == POSITIONS[1:]
 
 

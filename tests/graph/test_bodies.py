@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from ctx_export.core.cache_type import cache_type
 from ctx_export.ops.attention import AttentionVariant, sink_window_attention
-from ctx_export.ops.reference import AttentionCase, rotate
+from ctx_export.ops.reference import AttentionCase, quantised, rotate
 from ctx_export.ops.reference import sink_window_attention as reference_attention
 from ctx_export.ops.rotary import scaled_rotary_embedding
 from ctx_export.ops.spec import DOMAIN, PLUGIN_ATTRIBUTES, SCALED_ROTARY_EMBEDDING, Rotation
@@ -35,9 +38,11 @@ def run(function: ir.Function, feeds: dict[str, np.ndarray], attributes: dict[st
         domain=DOMAIN,
         num_outputs=len(function.outputs),
     )
-    for value, source in zip(node.outputs, function.outputs, strict=True):
+    # Outputs have the type of the first input, caches that of the past ones.
+    types = [inputs[0].type, *(v.type for v in inputs if v.name in ("past_key", "past_value"))]
+    for value, source, kind in zip(node.outputs, function.outputs, types, strict=False):
         value.name = f"out_{source.name or id(source)}"
-        value.type = inputs[0].type
+        value.type = kind
     graph = ir.Graph(
         inputs, node.outputs, nodes=[node], opset_imports={"": 23, DOMAIN: 1}, name="g"
     )
@@ -47,7 +52,26 @@ def run(function: ir.Function, feeds: dict[str, np.ndarray], attributes: dict[st
     session = ort.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session.run(None, feeds)
+    values = session.run_with_ort_values(
+        None, {name: ort_value(value) for name, value in feeds.items()}
+    )
+    return [numpy_value(value) for value in values]
+
+
+def ort_value(array: np.ndarray) -> Any:
+    """`array` for onnxruntime, which takes a float8 tensor as its bytes."""
+    if array.dtype == ml_dtypes.float8_e4m3fn:
+        element = ir.DataType.FLOAT8E4M3FN.value
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), element)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def numpy_value(value: Any) -> np.ndarray:
+    if value.data_type() != "tensor(float8e4m3fn)":
+        return value.numpy()
+    size = int(np.prod(value.shape()))
+    raw = (ctypes.c_uint8 * size).from_address(value.data_ptr())
+    return np.array(raw, np.uint8).reshape(value.shape()).view(ml_dtypes.float8_e4m3fn)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -126,12 +150,15 @@ def body_outputs(case: AttentionCase, optional: tuple[str, ...]) -> list[np.ndar
         softcap=case.softcap != 0,
         rotation=case.rotation,
         sink_position=case.sinks > 0 and case.rotation != Rotation.KEYS_ON_READ,
+        cache_type=cache_type(case.cache_type),
     )
     feeds = {name: getattr(case, name) for name in SPEC.inputs + optional}
     return run(sink_window_attention(variant), feeds, attributes)
 
 
-OPTIONAL = [(), ("sink_q",), ("inv_freq", "multiplier"), ("head_sink",), SPEC.optional]
+SCALES = ("key_scale", "value_scale")
+UNSCALED = tuple(name for name in SPEC.optional if name not in SCALES)
+OPTIONAL = [(), ("sink_q",), ("inv_freq", "multiplier"), ("head_sink",), UNSCALED]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -173,6 +200,111 @@ def test_attention_body_matches_float64(
         # Values of size 1: float32 sums of products of 16, float16 with its 2^-11 of rounding.
         tolerance = 0 if name != "y" else (2e-5 if dtype == np.float32 else 2e-2)
         np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, err_msg=name)
+
+
+NUMBERS = {"float8e4m3fn": ml_dtypes.float8_e4m3fn, "int8": np.int8}
+
+
+def quantised_case(case: AttentionCase, kind: str) -> AttentionCase:
+    """`case` over caches of `kind`: random numbers of it, scales that saturate some elements."""
+    rng = np.random.default_rng(17)
+    elements = NUMBERS[kind]
+    held = [
+        (rng.uniform(-100, 100, past.shape)).astype(elements)
+        for past in (case.past_key, case.past_value)
+    ]
+    largest = 448 if kind == "float8e4m3fn" else 127
+    scales = [
+        (rng.uniform(1, 3, past.shape[1]) / largest).astype(np.float32)
+        for past in (case.past_key, case.past_value)
+    ]
+    return replace(
+        case,
+        past_key=held[0],
+        past_value=held[1],
+        cache_type=kind,
+        key_scale=scales[0],
+        value_scale=scales[1],
+    )
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("optional", OPTIONAL, ids=lambda names: "+".join(names) or "plain")
+@pytest.mark.parametrize(
+    ("bounded", "sinks", "window", "rows", "softcap", "spare"),
+    [
+        (False, 0, 0, 1, 0.0, 3),
+        (False, 0, 0, 7, 0.0, 1),
+        (True, 4, 17, 1, 0.0, 1),
+        (True, 4, 17, 5, 2.0, 7),
+    ],
+)
+def test_quantised_body_matches_float64(
+    kind, dtype, optional, bounded, sinks, window, rows, softcap, spare
+):
+    rng = np.random.default_rng(rows + 10 * window + 100 * sinks)
+    choice = {"bounded": bounded, "sinks": sinks, "window": window, "rows": rows}
+    choice |= {"softcap": softcap, "spare": spare, "optional": optional}
+    case = quantised_case(random_case(rng, dtype, **choice), kind)
+    y, *caches = body_outputs(case, (*optional, *SCALES))
+    held = {name: getattr(case, name).astype(np.float64) for name in ("past_key", "past_value")}
+    expected, *expected_caches = reference_attention(replace(case, **held))
+    for got, want in zip(caches, expected_caches, strict=True):
+        assert got.dtype == NUMBERS[kind] and got.shape == want.shape
+        np.testing.assert_array_equal(got.astype(np.float64), want)
+    assert y.dtype == dtype and y.shape == expected.shape
+    # As above; in float16 keys of up to 3 are rounded after they are read, as float16 caches are.
+    tolerance = 2e-5 if dtype == np.float32 else 4e-2
+    np.testing.assert_allclose(y, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_every_element_is_kept_and_every_rounding_is_that_of_the_format(kind):
+    """Oracles: ml_dtypes for float8, numpy's rounding for int8."""
+    elements = np.arange(256, dtype=np.uint8).view(NUMBERS[kind])
+    rng = np.random.default_rng(5)
+    between = np.concatenate([rng.uniform(-500, 500, 400), rng.uniform(-0.05, 0.05, 200)])
+    exact = elements.astype(np.float32)
+    ties = (exact[:-1] + exact[1:]) / 2
+    numbers = np.concatenate([between, ties, [448, 463, 464, 465, 1e30, np.inf, -np.inf, 127.5]])
+    numbers = numbers[np.isfinite(numbers) | (kind == "float8e4m3fn")].astype(np.float32)
+    dim = 8
+    rows = -(-len(numbers) // dim)
+    k = np.resize(numbers, (1, 1, rows, dim))
+    past = np.resize(elements, (1, 1, 32 + rows, dim))
+    case = AttentionCase(
+        q=np.zeros_like(k),
+        k=k,
+        v=k,
+        past_key=past,
+        past_value=past,
+        seen=np.array([32]),
+        new=np.array([rows]),
+        cache_type=kind,
+        key_scale=np.ones(1, np.float32),
+        value_scale=np.ones(1, np.float32),
+    )
+    present = body_outputs(case, SCALES)[1].astype(np.float32)
+    np.testing.assert_array_equal(present[:, :, :32], past[:, :, :32].astype(np.float32))
+    largest = 448 if kind == "float8e4m3fn" else 127
+    clipped = np.clip(k, -largest, largest)
+    rounded = clipped.astype(NUMBERS[kind]) if largest == 448 else np.rint(clipped)
+    np.testing.assert_array_equal(present[:, :, 32:], rounded.astype(np.float32))
+
+
+def test_the_reference_rounds_to_the_numbers_of_the_format():
+    """Oracle: ml_dtypes; ties, subnormals and saturation included."""
+    exact = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    near = np.concatenate([exact, (exact[:-1] + exact[1:]) / 2, exact * 1.01, [447, 464, 1e9]])
+    given = np.concatenate([near, -near])
+    found = quantised(given, "float8e4m3fn")
+    clipped = np.clip(given, -448, 448).astype(np.float32)
+    expected = clipped.astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    np.testing.assert_array_equal(found, expected)
+    assert np.isnan(quantised(np.array([np.nan]), "float8e4m3fn")).all()
+    with pytest.raises(ValueError, match="cache type 'int4' is unknown"):
+        quantised(given, "int4")
 
 
 def test_row_past_a_full_cache_is_nan_and_writes_nothing():

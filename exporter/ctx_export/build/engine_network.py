@@ -19,7 +19,14 @@ from ctx_export.core.manifest import TensorInfo
 from ctx_export.ops.spec import DOMAIN, PLUGIN_ATTRIBUTES
 
 Tell = Callable[..., None]
-_DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
+_DTYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "float8e4m3fn": "FP8",
+    "int8": "INT8",
+}
 
 
 class BuildError(Exception):

@@ -11,6 +11,7 @@ import click
 
 from ctx_export import cache as cache_policies
 from ctx_export.cli.common import Size, command, echo_json, json_option, terminal_progress
+from ctx_export.core.cache_type import KV_CACHE_DTYPES
 from ctx_export.core.errors import ValidationFailed
 from ctx_export.core.model_spec import PRECISIONS
 from ctx_export.core.recipe import ENGINES, Recipe, build_recipe
@@ -68,6 +69,19 @@ def package_options(function: Decorated) -> Decorated:
             "--precision",
             metavar="NAME",
             help=f"{', '.join(PRECISIONS)}. [default: the checkpoint's]",
+        ),
+        click.option(
+            "--kv-cache-dtype",
+            metavar="NAME",
+            help=f"{', '.join(KV_CACHE_DTYPES)}: as the precision, or one byte an element with "
+            f"scales per head. [default: {KV_CACHE_DTYPES[0]}]",
+        ),
+        click.option(
+            "--calibration",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="Text that the scales of a quantised cache are chosen from. [default: a built-in "
+            "one]",
         ),
         click.option(
             "--engine", metavar="NAME", help=f"{', '.join(ENGINES)}. [default: {ENGINES[0]}]"

@@ -44,7 +44,11 @@ def _package(report: Mapping[str, Any]) -> Iterator[Row]:
     yield "limits", f"{report['max_batch']} sequences, {report['max_chunk']} new tokens a call"
     for told, layers in Counter(map(_cache, report["layers"])).items():
         yield "cache", f"{told}, {layers} layer{'s' * (layers != 1)}"
-    yield "KV cache", f"{format_bytes(report['cache_bytes_per_sequence'])} per sequence"
+    yield (
+        "KV cache",
+        f"{format_bytes(report['cache_bytes_per_sequence'])} per sequence"
+        + (_quantised(report["kv_cache"])),
+    )
     yield "precision", report["precision"]
     yield "weights", f"{report['weights'].get('storage', '?')}, {_files(report['weights'])}"
     yield "engine", _engine(report["engine"])
@@ -110,6 +114,12 @@ def _cache(cache: Mapping[str, Any]) -> str:
         f"{cache['policy']} ({cache['rule']}), {cache['capacity']} slots, sinks "
         f"{cache['sinks']}, window {cache['window']}, keys {cache['keys']}"
     )
+
+
+def _quantised(kv_cache: Mapping[str, Any] | None) -> str:
+    if kv_cache is None:
+        return ""
+    return f", {kv_cache.get('dtype', '?')} with a scale per layer and KV head"
 
 
 def _engine(engine: Mapping[str, Any] | None) -> str:

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctx_export.core.cache_type import ELEMENT_BYTES
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import FILE_NAME, Manifest
 
 if TYPE_CHECKING:
     from ctx_export.core.rope_settings import RopeSettings
 
-ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 CONFIG_NAME = "config.json"
 
 
@@ -55,9 +55,10 @@ def cache_bytes(manifest: Manifest) -> int:
     per element."""
     try:
         model, slots = manifest.model, sum(cache.capacity for cache in manifest.layers)
-        per_slot = 2 * model["kv_heads"] * model["head_dim"] * ELEMENT_BYTES[manifest.precision]
+        element = ELEMENT_BYTES[manifest.cache_dtype]
+        per_slot = 2 * model["kv_heads"] * model["head_dim"] * element
         return int(per_slot * slots)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"the manifest does not state {error}: export the package again") from None
 
 

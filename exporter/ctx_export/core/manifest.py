@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ctx_export.core.cache_type import LayerScales, cache_type
 from ctx_export.core.errors import UserError
 
 FORMAT_VERSION = 1
@@ -34,7 +35,7 @@ class TensorInfo:
     (batch, tokens, slots, rows); `layer` is the cache's layer index, -1 elsewhere."""
 
     name: str
-    dtype: str  # float32, float16, bfloat16, int64
+    dtype: str  # float32, float16, bfloat16, int64; caches also float8e4m3fn, int8
     shape: tuple[int | str, ...]
     role: str
     layer: int = -1
@@ -79,10 +80,39 @@ class Manifest:
     io: tuple[TensorInfo, ...]
     weights: Mapping[str, Any]  # files, storage: linked | copied | converted
     generator: Mapping[str, str]  # versions of ctx-export and of what it was built with
+    # Of a quantised cache: dtype, and layers with the scales key and value, one per KV head; None:
+    # the cache has the precision's type.
+    kv_cache: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] | None = None
     plugins: Mapping[str, Any] | None = None
     validation: Mapping[str, Any] | None = None
     format_version: int = FORMAT_VERSION
+
+    @property
+    def cache_dtype(self) -> str:
+        """Element type of the caches."""
+        return self.of_role("past_key")[0].dtype
+
+    @property
+    def cache_scales(self) -> tuple[LayerScales, ...] | None:
+        """Per layer the scales of a quantised cache; raises UserError where they do not fit."""
+        kind = cache_type(self.cache_dtype)
+        if kind is None:
+            return None
+        try:
+            stated = [
+                LayerScales(key=tuple(layer["key"]), value=tuple(layer["value"]))
+                for layer in (self.kv_cache or {})["layers"]
+            ]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"the manifest's kv_cache lacks {error}: export again") from None
+        sizes = {len(part) for scales in stated for part in (scales.key, scales.value)}
+        if len(stated) != len(self.layers) or sizes != {int(self.model["kv_heads"])}:
+            raise UserError(
+                f"the manifest's kv_cache has scales of {len(stated)} layers and {sorted(sizes)} "
+                f"heads, the model {len(self.layers)} and {self.model['kv_heads']}: export again"
+            )
+        return tuple(stated)
 
     @property
     def cache(self) -> CacheInfo:

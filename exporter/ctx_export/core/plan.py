@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ctx_export.core.cache_plan import CacheLimits, cache_request, layer_caches
+from ctx_export.core.cache_type import CACHE_TYPES, ELEMENT_BYTES, CacheType, LayerScales
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import BOUNDED, FULL, CacheInfo, TensorInfo
 from ctx_export.core.model_spec import ModelSpec
@@ -19,7 +20,6 @@ from ctx_export.scaling._length_table import LengthTable
 from ctx_export.scaling.base import FrequencyTable, Method, Resolved, span_factor
 
 DTYPE_OF = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-BYTES_OF = {"fp32": 4, "fp16": 2, "bf16": 2}
 DEFAULT_CHUNK = 1024  # new tokens of one call
 
 
@@ -40,13 +40,22 @@ class Plan:
     max_batch: int
     max_chunk: int
     precision: str
+    cache_type: CacheType | None  # of a quantised cache, None: of the precision's type
     caches: tuple[CacheInfo, ...]  # per layer
     io: tuple[TensorInfo, ...]
+    scales: tuple[LayerScales, ...] | None = (
+        None  # per layer, once a quantised cache is calibrated
+    )
+
+    @property
+    def cache_dtype(self) -> str:
+        """Element type of the caches."""
+        return cache_dtype(self.precision, self.cache_type)
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of one sequence's keys and values at full capacity (FORMULAS section 4)."""
-        per_slot = 2 * self.spec.kv_heads * self.spec.head_dim * BYTES_OF[self.precision]
+        per_slot = 2 * self.spec.kv_heads * self.spec.head_dim * ELEMENT_BYTES[self.cache_dtype]
         return per_slot * sum(cache.capacity for cache in self.caches)
 
     @property
@@ -72,7 +81,8 @@ class Plan:
                 if self.max_context is not None
                 else "any number of tokens"
             ),
-            "cache": f"{describe_caches(self.caches)}, {self.cache_bytes} bytes per sequence",
+            "cache": f"{describe_caches(self.caches)}, {self.cache_dtype}, "
+            f"{self.cache_bytes} bytes per sequence",
             "precision": self.precision,
             "limits": f"batch {self.max_batch}, chunk {self.max_chunk}",
             "inputs": ", ".join(_signature(self.io, past=True)),
@@ -92,10 +102,17 @@ class Plan:
             "max_batch": self.max_batch,
             "max_chunk": self.max_chunk,
             "precision": self.precision,
+            "kv_cache_dtype": self.cache_dtype,
             "layers": [asdict(cache) for cache in self.caches],
             "cache_bytes_per_sequence": self.cache_bytes,
             "io": [asdict(tensor) for tensor in self.io],
         }
+
+    def kv_cache_json(self) -> dict[str, Any] | None:
+        """The manifest's `kv_cache` entry."""
+        if self.cache_type is None or self.scales is None:
+            return None
+        return {"dtype": self.cache_dtype, "layers": [asdict(layer) for layer in self.scales]}
 
     def _own_tables(self) -> list[dict[str, Any] | None] | None:
         """Per layer the table of its own, None where it has the package's; None for all."""
@@ -153,6 +170,8 @@ def make_plan(spec: ModelSpec, recipe: Recipe) -> Plan:
     )
     caches = layer_caches(spec, request, limits)
     precision = recipe.precision or spec.precision
+    kind = CACHE_TYPES.get(recipe.kv_cache_dtype)
+    rope_length = resolved.length_table is not None
     return Plan(
         spec=spec,
         method=method.name,
@@ -167,9 +186,15 @@ def make_plan(spec: ModelSpec, recipe: Recipe) -> Plan:
         max_batch=recipe.max_batch,
         max_chunk=max_chunk,
         precision=precision,
+        cache_type=kind,
         caches=caches,
-        io=package_io(spec, precision, caches, rope_length=resolved.length_table is not None),
+        io=package_io(spec, precision, caches, cache_type=kind, rope_length=rope_length),
     )
+
+
+def cache_dtype(precision: str, kind: CacheType | None) -> str:
+    """Element type of caches of `kind`."""
+    return DTYPE_OF[precision] if kind is None else kind.dtype
 
 
 def _check_target(target: int, original_context: int) -> None:
@@ -227,7 +252,12 @@ def _own_table(spec: ModelSpec, rope: RopeSettings) -> FrequencyTable:
 
 
 def package_io(
-    spec: ModelSpec, precision: str, caches: Sequence[CacheInfo], *, rope_length: bool
+    spec: ModelSpec,
+    precision: str,
+    caches: Sequence[CacheInfo],
+    *,
+    cache_type: CacheType | None = None,
+    rope_length: bool = False,
 ) -> tuple[TensorInfo, ...]:
     """Graph inputs and outputs of a package, in graph order."""
     tokens = [
@@ -251,7 +281,7 @@ def package_io(
         return [
             TensorInfo(
                 name=f"{prefix}.{layer}.{part}",
-                dtype=DTYPE_OF[precision],
+                dtype=cache_dtype(precision, cache_type),
                 shape=shape(layer),
                 role=f"{role}_{part}",
                 layer=layer,

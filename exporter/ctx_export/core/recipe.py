@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ctx_export.core.cache_type import AUTO, KV_CACHE_DTYPES
 from ctx_export.core.errors import UserError
 from ctx_export.core.model_spec import PRECISIONS
 from ctx_export.core.sizes import format_size, parse_size
@@ -38,6 +39,8 @@ class Recipe:
     sinks: int | None = None
     window: int | None = None  # 0: every token is seen
     precision: str | None = None  # fp32, fp16, bf16; None: the checkpoint's own
+    kv_cache_dtype: str = AUTO  # auto (as the precision), fp8, int8
+    calibration: Path | None = None  # text that a quantised cache's scales are chosen from
     engine: str = "auto"  # auto, none, tensorrt, tensorrt-rtx
     max_batch: int = 1
     max_chunk: int | None = None  # None: 1024, or the target where that is less
@@ -54,7 +57,9 @@ class Recipe:
             if value is not None and (not _whole(value) or value < minimum):
                 raise UserError(f"{name} is {value!r}: it must be a whole number ≥ {minimum}")
         _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _check_choice("engine", self.engine, ENGINES)
+        self._check_calibration()
         for name, least in (("factor", 1.0), ("tolerance", None)):
             _check_number(name, getattr(self, name), least)
         if self.tolerance is not None and self.tolerance >= 1:
@@ -85,6 +90,20 @@ class Recipe:
         parameters = check(method.parameters, self.parameters, where="scaling")
         object.__setattr__(self, "method", method.name)
         object.__setattr__(self, "parameters", parameters)
+
+    def _check_calibration(self) -> None:
+        if self.calibration is None:
+            return
+        if self.kv_cache_dtype == AUTO:
+            raise UserError(
+                f"calibration is {self.calibration}, and there is nothing to calibrate: give "
+                "--kv-cache-dtype fp8 or int8, or leave it out"
+            )
+        if not self.calibration.is_file():
+            raise UserError(
+                f"calibration {self.calibration} is not a file: name a text like those that the "
+                "model will read, or leave it out"
+            )
 
     def _check_output(self, output: Path) -> None:
         """Writing a package replaces its directory, which must not hold the source."""
@@ -253,6 +272,10 @@ def _text(value: Any, key: str) -> str:
     return value
 
 
+def _path(value: Any, key: str) -> Path:
+    return Path(_text(value, key))
+
+
 def _boolean(value: Any, key: str) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"{key} is {value!r}: it must be true or false")
@@ -278,6 +301,8 @@ _CONVERTERS: dict[str, Callable[[Any, str], Any]] = {
     "sinks": _size_or_zero,
     "window": _size_or_zero,
     "precision": _text,
+    "kv_cache_dtype": _text,
+    "calibration": _path,
     "engine": _text,
     "max_batch": _size,
     "max_chunk": _size,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ctx_export.ops.builder import FLOAT, BodyBuilder
+from ctx_export.core.cache_type import FLOAT8, CacheType
+from ctx_export.ops.builder import FLOAT, FLOAT8E4M3FN, INT8, BodyBuilder
 from ctx_export.ops.rotary import rotary_table, turned
 from ctx_export.ops.spec import DOMAIN, SINK_WINDOW_ATTENTION, Rotation
 
@@ -29,6 +30,7 @@ class AttentionVariant:
     softcap: bool = False  # some site caps its logits
     rotation: Rotation = Rotation.KEYS_ON_READ  # of all sites
     sink_position: bool = False  # some site's sinks meet a second rotation of q
+    cache_type: CacheType | None = None  # of the sites' caches, None: q's own
 
     def __post_init__(self) -> None:
         known = SINK_WINDOW_ATTENTION.optional
@@ -43,6 +45,12 @@ class AttentionVariant:
             )
         if self.sink_position and not self.rotation:
             raise ValueError(f"a sink position with rotation {self.rotation}: give sink_q instead")
+        scaled = {"key_scale", "value_scale"} & set(self.optional)
+        if len(scaled) != (2 if self.cache_type is not None else 0):
+            raise ValueError(
+                f"optional inputs {self.optional} do not go with caches of type "
+                f"{self.cache_type}: both scales are given with a quantised type, else neither"
+            )
 
     @property
     def keys_on_read(self) -> bool:
@@ -70,18 +78,18 @@ class _Attention:
             self._rotate()
         self.index = self._scatter_index(self.values["k"])
         self.keep = body.op("Unsqueeze", self.written, body.constant([1, 3]))
-        present_key = self._write(self.values["past_key"], self.values["k"])
-        present_value = self._write(self.values["past_value"], self.values["v"])
+        key = self._write("past_key", self._stored(self.values["k"], "key_scale"))
+        value = self._write("past_value", self._stored(self.values["v"], "value_scale"))
         self._span()
         mask = self._mask()
         y = body.choose(
             self.narrow,
-            lambda: self._attend(self._sliced(present_key), self._sliced(present_value), mask),
-            lambda: self._attend(present_key, present_value, mask),
+            lambda: self._attend(self._sliced(key), self._sliced(value), mask),
+            lambda: self._attend(key, value, mask),
         )
-        y = self._padded(y)
+        outputs = [self._padded(y), self._kept(key), self._kept(value)]
         spec = SINK_WINDOW_ATTENTION
-        return body.function(spec.name, DOMAIN, [y, present_key, present_value], spec.attributes)
+        return body.function(spec.name, DOMAIN, outputs, spec.attributes)
 
     def _positions(self) -> None:
         """Token of every row [B,S], which rows are tokens, and the slots in use."""
@@ -133,9 +141,32 @@ class _Attention:
         wrapped = body.op("Add", self.sinks, body.op("Mod", past_sinks, ring))
         return body.op("Where", body.op("Less", self.token, self.sinks), self.token, wrapped)
 
-    def _write(self, past: ir.Value, rows: ir.Value) -> ir.Value:
-        """`past` [B,H,C,D] with the call's rows [B,H,S,D] in their slots; others keep theirs."""
-        body = self.body
+    def _stored(self, rows: ir.Value, scale: str) -> ir.Value:
+        """What the cache keeps of rows [B,H,S,D]: themselves, or numbers of its type."""
+        body, kind = self.body, self.variant.cache_type
+        if kind is None:
+            return rows
+        column = body.op("Unsqueeze", self.values[scale], body.constant([1, 2]))
+        scaled = body.op("Div", body.cast(rows, FLOAT), column)
+        if kind is FLOAT8:
+            return body.cast(body.op("Cast", scaled, to=FLOAT8E4M3FN, saturate=1), FLOAT)
+        largest = body.cast(body.constant(kind.largest, float), FLOAT)
+        return body.cast(
+            body.op("Clip", body.op("Round", scaled), body.op("Neg", largest), largest), INT8
+        )
+
+    def _kept(self, written: ir.Value) -> ir.Value:
+        """What was written as the cache's own type."""
+        if self.variant.cache_type is FLOAT8:
+            return self.body.cast(written, FLOAT8E4M3FN)
+        return written
+
+    def _write(self, name: str, rows: ir.Value) -> ir.Value:
+        """The past [B,H,C,D] of that name with the call's rows [B,H,S,D] in their slots; others
+        keep theirs. ONNX cannot index float8: those numbers are written as float32."""
+        body, past = self.body, self.values[name]
+        if self.variant.cache_type is FLOAT8:
+            past = body.cast(past, FLOAT)
         kept = body.op("GatherND", past, self.index)
         changed = body.op("Where", self.keep, rows, kept)
         return body.op("ScatterND", past, self.index, changed)
@@ -239,15 +270,28 @@ class _Attention:
         )
         return body.op("Reshape", body.cast(product, FLOAT), shape)
 
+    def _read(self, elements: ir.Value, scale: str) -> ir.Value:
+        """Elements of a cache [B,H,U,D] as keys or values, those of a quantised one in float32."""
+        body = self.body
+        if self.variant.cache_type is None:
+            return elements
+        column = body.op("Unsqueeze", self.values[scale], body.constant([1, 2]))
+        return body.op("Mul", body.cast(elements, FLOAT), column)
+
     def _attend(self, key: ir.Value, value: ir.Value, mask: ir.Value) -> ir.Value:
         """y [B,Hq,S,D]: one softmax over the visible slots of key and value [B,Hkv,U,D]."""
         body, values = self.body, self.values
         self.head_dim = body.op("Shape", values["q"], start=3, end=4)
+        key, value = self._read(key, "key_scale"), self._read(value, "value_scale")
         if self.variant.keys_on_read:
             rows = body.op("Unsqueeze", values["seen"], body.constant([1]))
             zeros = body.op("Mul", rows, body.constant(0))  # one row of positions per sequence
             positions = body.op("Max", self._slot_tokens(), zeros)
-            key = self._turned(key, self._table(positions))
+            key = turned(body, key, self._table(positions))
+        if self.variant.keys_on_read or self.variant.cache_type is not None:
+            key = body.op("CastLike", key, values["q"])
+        if self.variant.cache_type is not None:
+            value = body.op("CastLike", value, values["q"])
         transposed = body.op("Transpose", key, perm=[0, 1, 3, 2])
         logits = self._logits(values["q"], transposed)
         if "sink_q" in values:

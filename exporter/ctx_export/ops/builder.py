@@ -10,7 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 OPSET = 23
-FLOAT, DOUBLE, INT64 = 1, 11, 7  # onnx.TensorProto data types
+# onnx.TensorProto data types
+FLOAT, DOUBLE, INT64, INT8, FLOAT8E4M3FN = 1, 11, 7, 3, 17
 
 
 class BodyBuilder:

@@ -99,6 +99,21 @@ class AttentionCase:
     interleaved: bool = False
     rotation: Rotation = Rotation.KEYS_ON_READ
     sink_position: int = 0
+    cache_type: str = ""  # "", float8e4m3fn or int8: past and present then hold its numbers
+    key_scale: Array | None = None  # [Hkv], with a cache_type only
+    value_scale: Array | None = None
+
+
+def quantised(x: Array, cache_type: str) -> Array:
+    """`x` rounded to the numbers of a cache's type, to nearest with ties to even, saturated."""
+    if cache_type == "int8":
+        return np.asarray(np.clip(np.rint(x), -127, 127))
+    if cache_type != "float8e4m3fn":
+        raise ValueError(f"cache type {cache_type!r} is unknown: give float8e4m3fn or int8")
+    # Four significant bits down to 2^-6; below it steps of 2^-9; the largest number is 1.75 * 2^8.
+    _, exponent = np.frexp(x)  # x = m * 2^exponent, 0.5 <= |m| < 1
+    step = np.exp2(np.maximum(exponent - 1, -6) - 3.0)
+    return np.asarray(np.clip(np.rint(x / step) * step, -448, 448))
 
 
 def slot_of(token: int, *, sinks: int, capacity: int, bounded: bool) -> int:
@@ -130,8 +145,8 @@ def sink_window_attention(case: AttentionCase) -> tuple[Array, Array, Array]:
         for row in range(min(new, rows)):
             slot = slot_of(seen + row, **layout)
             if slot < capacity:
-                present_key[b, :, slot] = case.k[b, :, row]
-                present_value[b, :, slot] = case.v[b, :, row]
+                present_key[b, :, slot] = _stored(case, case.k[b, :, row], case.key_scale)
+                present_value[b, :, slot] = _stored(case, case.v[b, :, row], case.value_scale)
         # Oldest first, so that a slot ends up owned by the newest token written to it.
         owner = {slot_of(t, **layout): t for t in range(seen + new)}
         tokens = sorted((t, s) for s, t in owner.items() if s < capacity)
@@ -153,8 +168,8 @@ def sink_window_attention(case: AttentionCase) -> tuple[Array, Array, Array]:
                     head,
                     row,
                     seen_pairs,
-                    present_key[b, kv_head],
-                    present_value[b, kv_head],
+                    _read(present_key[b, kv_head], case.key_scale, kv_head),
+                    _read(present_value[b, kv_head], case.value_scale, kv_head),
                 )
     return y, present_key, present_value
 
@@ -185,6 +200,18 @@ def _rotated_rows(case: AttentionCase) -> AttentionCase:
         sink_q=at(case.q, np.minimum(positions, position)) if position else None,
         rotary_dim=0 if on_write else case.rotary_dim,
     )
+
+
+def _stored(case: AttentionCase, rows: Array, scale: Array | None) -> Array:
+    """What a cache keeps of one token's rows [Hkv,D]."""
+    if scale is None:
+        return rows
+    return quantised(rows.astype(np.float64) / scale[:, None], case.cache_type)
+
+
+def _read(elements: Array, scale: Array | None, head: int) -> Array:
+    """One head's elements [C,D] as keys or values."""
+    return elements if scale is None else elements * float(scale[head])
 
 
 def _attend(

@@ -57,10 +57,12 @@ ROTARY_FREQUENCIES = OperatorSpec(
 
 SINK_WINDOW_ATTENTION = OperatorSpec(
     name="SinkWindowAttention",
-    # q [B,Hq,S,D], k and v [B,Hkv,S,D], past_* [B,Hkv,C,D], seen and new [B] int64
+    # q [B,Hq,S,D], k and v [B,Hkv,S,D], past_* [B,Hkv,C,D], seen and new [B] int64; past_* and
+    # present_* have q's type, or with scales FLOAT8E4M3FN or INT8
     inputs=("q", "k", "v", "past_key", "past_value", "seen", "new"),
-    # sink_q [B,Hq,S,D]; inv_freq [1|B,F] and multiplier [1|B] float32; head_sink [Hq] float32
-    optional=("sink_q", "inv_freq", "multiplier", "head_sink"),
+    # sink_q [B,Hq,S,D]; inv_freq [1|B,F] and multiplier [1|B] float32; head_sink [Hq] float32;
+    # key_scale and value_scale [Hkv] float32: what 1 in a quantised cache means
+    optional=("sink_q", "inv_freq", "multiplier", "head_sink", "key_scale", "value_scale"),
     outputs=("y", "present_key", "present_value"),
     attributes={
         "sinks": int,  # tokens 0 … sinks-1 are visible to every later query

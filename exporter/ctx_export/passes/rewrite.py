@@ -27,6 +27,8 @@ _DTYPES = {
     "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16,
     "int64": ir.DataType.INT64,
+    "float8e4m3fn": ir.DataType.FLOAT8E4M3FN,
+    "int8": ir.DataType.INT8,
 }
 # Elementwise operators that may stand between the vocabulary projection and the logits.
 _AFTER_PROJECTION = ("Cast", "Mul", "Div", "Tanh", "Add", "Identity")
@@ -82,8 +84,10 @@ def _variant(sites: Sequence[Site], plan: Plan) -> AttentionVariant:
     """One body serves all sites: an input that any of them needs is given to every one."""
     optional = ["sink_q"] if plan.has_sink_query else []
     optional += ["inv_freq", "multiplier"] if plan.length_table is not None else []
+    optional += ["key_scale", "value_scale"] if plan.cache_type is not None else []
     return AttentionVariant(
         optional=tuple(optional),
+        cache_type=plan.cache_type,
         bounded=any(cache.policy == BOUNDED for cache in plan.caches),
         softcap=any(site.attention.softcap for site in sites),
     )
@@ -178,6 +182,21 @@ def _baked(graph: ir.Graph, name: str, array: NDArray[np.float32]) -> ir.Value:
     return value
 
 
+def _baked_scales(graph: ir.Graph, plan: Plan, layer: int) -> dict[str, ir.Value]:
+    """A layer's scales of a quantised cache, [Hkv] each."""
+    if plan.cache_type is None:
+        return {}
+    if plan.scales is None:
+        raise ValueError(f"a plan with caches of type {plan.cache_dtype} has no scales yet")
+    scales = plan.scales[layer]
+    return {
+        f"{part}_scale": _baked(
+            graph, f"cache.layer{layer}.{part}_scale", np.asarray(numbers, np.float32)
+        )
+        for part, numbers in (("key", scales.key), ("value", scales.value))
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class SiteInputs:
     """A site and what its nodes are made from."""
@@ -231,6 +250,7 @@ def _replace_site(graph: ir.Graph, inputs: SiteInputs) -> None:
         positions = _sink_positions(cache.sink_position)
         nodes.append(inputs.rotated("sink_query", site.query.source, positions))
         given["sink_q"] = nodes[-1].outputs[0]
+    given |= _baked_scales(graph, plan, site.layer)
     optional = [given[name] for name in inputs.variant.optional]
     nodes.append(_attention(inputs, [query.outputs[0], key, site.attention.v], optional))
     graph.insert_before(old, nodes)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import BOUNDED, CacheInfo, Manifest, TensorInfo
+from ctx_export.runtime.cache_codec import CacheCodec, codecs
 
 _REQUIRED = ("input_ids", "seen", "new", "logit_rows", "logits")
 
@@ -22,6 +23,7 @@ class LayerCache:
     head_dim: int
     slots: int | None
     cache: CacheInfo
+    codecs: tuple[CacheCodec, CacheCodec]  # of keys and of values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,6 @@ class Contract:
     rope_length: str | None
     logits: str
     logits_dtype: str
-    cache_dtype: str
     layers: tuple[LayerCache, ...]
     cache: CacheInfo
     heads: int
@@ -64,7 +65,6 @@ class Contract:
             **name,
             rope_length=rope[0].name if rope else None,
             logits_dtype=manifest.of_role("logits")[0].dtype,
-            cache_dtype=manifest.of_role("past_key")[0].dtype,
             layers=_layers(manifest),
             cache=manifest.cache,
             heads=int(manifest.model["heads"]),
@@ -90,12 +90,20 @@ def _layers(manifest: Manifest) -> tuple[LayerCache, ...]:
             f"the manifest describes the caches of {len(manifest.layers)} layers and names "
             f"tensors for {len(layers)}: export the package again"
         )
+    scales = manifest.cache_scales or (None,) * len(layers)
     return tuple(
-        _layer([group[layer] for group in groups], manifest.layers[layer]) for layer in layers
+        _layer(
+            [group[layer] for group in groups],
+            manifest.layers[layer],
+            codecs(groups[0][layer].dtype, scales[layer]),
+        )
+        for layer in layers
     )
 
 
-def _layer(tensors: list[TensorInfo], cache: CacheInfo) -> LayerCache:
+def _layer(
+    tensors: list[TensorInfo], cache: CacheInfo, both: tuple[CacheCodec, CacheCodec]
+) -> LayerCache:
     shape = tensors[0].shape
     if len(shape) != 4 or not (isinstance(shape[1], int) and isinstance(shape[3], int)):
         raise UserError(
@@ -112,4 +120,11 @@ def _layer(tensors: list[TensorInfo], cache: CacheInfo) -> LayerCache:
             strict=True,
         )
     )
-    return LayerCache(**names, kv_heads=shape[1], head_dim=shape[3], slots=slots, cache=cache)
+    return LayerCache(
+        **names,
+        kv_heads=shape[1],
+        head_dim=shape[3],
+        slots=slots,
+        cache=cache,
+        codecs=both,
+    )

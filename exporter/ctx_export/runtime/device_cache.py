@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.runtime.backend import Floats, Ints
+from ctx_export.runtime.cache_codec import NUMPY_TYPES, CacheCodec
 from ctx_export.runtime.cuda import Device
-from ctx_export.runtime.ort_cache import NUMPY_TYPES
-from ctx_export.runtime.twin import narrow, widen
 
 Shape = tuple[int, int, int, int]
 
@@ -21,9 +20,9 @@ Shape = tuple[int, int, int, int]
 class DeviceTensor:
     """A cache's memory; `address` changes when it is resized."""
 
-    def __init__(self, device: Device, shape: Shape, dtype: str) -> None:
+    def __init__(self, device: Device, shape: Shape, codec: CacheCodec) -> None:
         self._device = device
-        self._dtype = dtype
+        self._codec = codec
         self.shape = shape
         self.address = device.malloc(self.nbytes)
         device.zero(self.address, self.nbytes)
@@ -38,7 +37,7 @@ class DeviceTensor:
 
     @property
     def _type(self) -> np.dtype[Any]:
-        stored: np.dtype[Any] = np.dtype(NUMPY_TYPES[self._dtype])
+        stored: np.dtype[Any] = np.dtype(NUMPY_TYPES[self._codec.dtype])
         return stored
 
     @property
@@ -82,7 +81,7 @@ class DeviceTensor:
 
     def write(self, slots: Ints, rows: NDArray[Any]) -> None:
         """Put rows [B,H,P,D] into `slots` [P], one copy for each run of neighbouring slots."""
-        stored = narrow(rows) if self._dtype == "bfloat16" else rows.astype(self._type)
+        stored = self._codec.stored(rows)
         parts = []
         for start, end in _runs(slots):
             parts.append(np.ascontiguousarray(stored[:, :, start:end]))
@@ -94,7 +93,7 @@ class DeviceTensor:
         """A float32 copy [B,H,C,D]."""
         array = np.empty(self.shape, self._type)
         self._device.download(array, self.address)
-        return widen(array) if self._dtype == "bfloat16" else array.astype(np.float32, copy=False)
+        return self._codec.read(array)
 
     def free(self) -> None:
         self._device.free(self.address)

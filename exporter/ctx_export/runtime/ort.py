@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
 from ctx_export.runtime.backend import Floats, Ints, Step
+from ctx_export.runtime.cache_codec import NUMPY_TYPES
 from ctx_export.runtime.contract import Contract
 from ctx_export.runtime.growth import grow_all
 from ctx_export.runtime.model_file import fuse_weight_transposes, load_model
 from ctx_export.runtime.opening import BackendOptions
-from ctx_export.runtime.ort_cache import NUMPY_TYPES, ONNX_TYPES, CacheTensor
+from ctx_export.runtime.ort_cache import ONNX_TYPES, CacheTensor
 from ctx_export.runtime.twin import is_bfloat16, widen, widen_types, widened_weights
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -128,9 +129,14 @@ class OrtBackend:
         for layer in self._contract.layers:
             slots = capacity if layer.slots is None else layer.slots
             shape = (self._batch, layer.kv_heads, slots, layer.head_dim)
-            dtype = self._stored(self._contract.cache_dtype)
             key, value = (
-                CacheTensor(shape, dtype, device, staged=not self._on_cpu) for _ in range(2)
+                CacheTensor(
+                    shape,
+                    codec.as_type(self._stored(codec.dtype)),
+                    device,
+                    staged=not self._on_cpu,
+                )
+                for codec in layer.codecs
             )
             caches.append((key, value))
         return caches

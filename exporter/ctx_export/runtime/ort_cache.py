@@ -9,16 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ctx_export.core.cache_type import FLOAT8
 from ctx_export.runtime.backend import Floats, Ints
-from ctx_export.runtime.twin import narrow, widen
+from ctx_export.runtime.cache_codec import NUMPY_TYPES, TYPES_AS_BITS, CacheCodec
 
-# bfloat16 travels as its bits: numpy has no such type of its own.
-NUMPY_TYPES: dict[str, Any] = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": np.uint16,
-}
-ONNX_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
+_BYTE = 2  # uint8, which more providers copy than float8
+ONNX_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16, "float8e4m3fn": 17, "int8": 3}
 
 
 class Memory(NamedTuple):
@@ -34,14 +30,15 @@ class CacheTensor:
     uses as it lies; on another device it is onnxruntime's, and changes go through the host."""
 
     def __init__(
-        self, shape: tuple[int, int, int, int], dtype: str, device: str, *, staged: bool
+        self, shape: tuple[int, int, int, int], codec: CacheCodec, device: str, *, staged: bool
     ) -> None:
-        self._dtype = dtype
+        self._codec = codec
+        self._dtype = codec.dtype
         self._device = device
         self._staged = staged  # the device's memory is not the host array's
         self._host: NDArray[Any] | None = None
         self.value: Any = None
-        self._place(np.zeros(shape, NUMPY_TYPES[dtype]))
+        self._place(np.zeros(shape, NUMPY_TYPES[codec.dtype]))
 
     @property
     def slots(self) -> int:
@@ -77,14 +74,12 @@ class CacheTensor:
     def write(self, slots: Ints, rows: NDArray[Any]) -> None:
         """Put rows [B,H,P,D] into `slots` [P]."""
         array = self._fetch()
-        bfloat16 = self._dtype == "bfloat16"
-        array[:, :, slots] = narrow(rows) if bfloat16 else rows.astype(array.dtype)
+        array[:, :, slots] = self._codec.stored(rows)
         self._commit(array)
 
     def read(self) -> Floats:
         """A float32 copy [B,H,C,D]."""
-        array = self._fetch()
-        return widen(array) if self._dtype == "bfloat16" else array.astype(np.float32)
+        return self._codec.read(self._fetch())
 
     def _fetch(self) -> NDArray[Any]:
         if self._host is not None:
@@ -109,7 +104,7 @@ class CacheTensor:
     def _copy(self, source: Memory, target: Memory) -> None:
         """Copy between devices, for which a bound run of one Identity is the way that every
         provider and element type has."""
-        element = ONNX_TYPES[self._dtype]
+        element = _BYTE if self._dtype == FLOAT8.dtype else ONNX_TYPES[self._dtype]
         session = _identity(element, self._device)
         binding = session.io_binding()
         shape = list(source.shape)
@@ -131,8 +126,8 @@ class CacheTensor:
     def _wrapped(self, array: NDArray[Any]) -> Any:
         import onnxruntime as ort
 
-        if self._dtype == "bfloat16":
-            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, ONNX_TYPES["bfloat16"])
+        if self._dtype in TYPES_AS_BITS:
+            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, ONNX_TYPES[self._dtype])
         return ort.OrtValue.ortvalue_from_numpy(array)
 
 

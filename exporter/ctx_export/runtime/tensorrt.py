@@ -13,13 +13,13 @@ from ctx_export.build.engine_profiles import DECODE, PREFILL
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import Manifest
 from ctx_export.runtime.backend import Floats, Ints, Step
+from ctx_export.runtime.cache_codec import NUMPY_TYPES
 from ctx_export.runtime.contract import Contract
 from ctx_export.runtime.cuda import CudaDevice, Device
 from ctx_export.runtime.device_cache import DeviceTensor
 from ctx_export.runtime.device_inputs import DeviceInputs
 from ctx_export.runtime.engine_file import LoadedEngine, load_engine, reason
 from ctx_export.runtime.growth import grow_all
-from ctx_export.runtime.ort_cache import NUMPY_TYPES
 from ctx_export.runtime.twin import widen
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -190,14 +190,13 @@ class EngineBackend:
         return [tensor for pair in self._caches for tensor in pair]
 
     def _allocate(self, capacity: int) -> None:
-        dtype = self._contract.cache_dtype
         made: list[DeviceTensor] = []
         try:
             for layer in self._contract.layers:
                 slots = capacity if layer.slots is None else layer.slots
                 shape = (self._batch, layer.kv_heads, slots, layer.head_dim)
-                for _ in ("key", "value"):
-                    made.append(DeviceTensor(self._device, shape, dtype))
+                for codec in layer.codecs:
+                    made.append(DeviceTensor(self._device, shape, codec))
         except UserError:
             self._device.synchronize()
             for tensor in made:

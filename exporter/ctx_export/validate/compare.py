@@ -18,6 +18,13 @@ Errors = NDArray[np.float64]
 
 FLOAT32_TOLERANCE = 1e-3
 LOW_PRECISION_FACTOR = 2.0
+# Over a quantised cache a key or value near the middle between two numbers is rounded one way here
+# and the other there. Few are, and each changes what its token computes by a part of what
+# quantising changes: in float32 up to 16 hundredths of the largest change on the demo, and 8 of
+# the mean one through 24 layers of random weights. What is allowed for it:
+QUANTISATION_SHARE = 0.25  # of the largest change, beside the limit there is without it
+QUANTISATION_MEAN_SHARE = 0.15  # of the mean change, in float32 and beside this much:
+FLOAT32_MEAN_TOLERANCE = 1e-4
 # Unit roundoff, half a unit in the last place of 1: what rounding the logits alone can cost.
 UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 
@@ -86,46 +93,78 @@ class Rule:
     """Largest error allowed, relative to the logit scale.
 
     With a `tolerance` that is the limit. Without, the low-precision rule holds: twice the error of
-    PyTorch in the same `precision` on the same rows, and the unit roundoff as the floor.
+    PyTorch in the same `precision` on the same rows, and the unit roundoff as the floor. Over a
+    `quantised` cache roundings that fall the other way are allowed for, and the mean error, which
+    few of them decide, has a limit too.
     """
 
     precision: str  # that the logits were computed in: fp32, fp16, bf16
     tolerance: float | None
+    quantised: bool = False
 
     @classmethod
-    def of(cls, precision: str, tolerance: float | None) -> Rule:
-        """The rule for logits computed in `precision`; a tolerance given replaces it."""
+    def of(cls, precision: str, tolerance: float | None, *, quantised: bool = False) -> Rule:
+        """The rule for logits computed in `precision`, over a cache that is `quantised` or not; a
+        tolerance given replaces it."""
         if tolerance is not None and not 0 < tolerance < 1:
             raise UserError(
                 f"tolerance is {tolerance:g}: give a share of the logit scale above 0 and below "
                 f"1, such as {FLOAT32_TOLERANCE:g}"
             )
+        quantised = quantised and tolerance is None
         if tolerance is None and precision == "fp32":
             tolerance = FLOAT32_TOLERANCE
-        return cls(precision=precision, tolerance=tolerance)
+        return cls(precision=precision, tolerance=tolerance, quantised=quantised)
 
     @property
     def needs_peer(self) -> bool:
         """Whether PyTorch must be run in the same precision."""
         return self.tolerance is None
 
-    def limit(self, peer: RowErrors | None) -> float:
-        """The largest error allowed on rows where PyTorch in that precision erred by `peer`."""
+    def limit(self, peer: RowErrors | None, quantisation: RowErrors | None = None) -> float:
+        """The largest error allowed on rows where PyTorch in that precision erred by `peer`, and
+        quantising the caches changed its logits by `quantisation`."""
+        change = 0.0
+        if self.quantised and quantisation is not None:
+            change = QUANTISATION_SHARE * float(quantisation.maximum.max())
         if self.tolerance is not None:
-            return self.tolerance
-        if peer is None:
-            raise ValueError("the low-precision rule needs PyTorch's error in that precision")
-        # Rows where PyTorch itself overflows excuse nothing.
-        measured = peer.maximum[np.isfinite(peer.maximum)]
-        return (
-            LOW_PRECISION_FACTOR * float(measured.max(initial=0)) + UNIT_ROUNDOFF[self.precision]
-        )
+            return self.tolerance + change
+        return self._twice(_measured(peer, "maximum").max(initial=0)) + change
+
+    def mean_limit(
+        self, peer: RowErrors | None, quantisation: RowErrors | None = None
+    ) -> float | None:
+        """The largest mean error of those rows that is allowed, None for any."""
+        if not self.quantised or quantisation is None:
+            return None
+        if self.tolerance is None:
+            return self._twice(_measured(peer, "mean").mean())
+        change = float(quantisation.mean.mean())
+        return FLOAT32_MEAN_TOLERANCE + QUANTISATION_MEAN_SHARE * change
+
+    def _twice(self, error: float) -> float:
+        return LOW_PRECISION_FACTOR * float(error) + UNIT_ROUNDOFF[self.precision]
 
     def describe(self) -> str:
         """The rule in words."""
+        low = f"{LOW_PRECISION_FACTOR:g} × that of PyTorch in {self.precision} + "
+        if self.tolerance is None:
+            low += f"{UNIT_ROUNDOFF[self.precision]:.3g}"
+        largest = low if self.tolerance is None else f"{self.tolerance:g}"
+        if not self.quantised:
+            return f"error at most {largest} of the logit scale"
+        mean = low
         if self.tolerance is not None:
-            return f"error at most {self.tolerance:g} of the logit scale"
+            mean = f"{FLOAT32_MEAN_TOLERANCE:g} + {QUANTISATION_MEAN_SHARE:g} × that"
         return (
-            f"error at most {LOW_PRECISION_FACTOR:g} × that of PyTorch in {self.precision} "
-            f"+ {UNIT_ROUNDOFF[self.precision]:.3g} of the logit scale"
+            f"error at most {largest} of the logit scale + {QUANTISATION_SHARE:g} × what "
+            f"quantising the cache changes, in the mean at most {mean}"
         )
+
+
+def _measured(peer: RowErrors | None, which: str) -> Errors:
+    """Errors of PyTorch in the same precision; rows where it overflows itself excuse nothing."""
+    if peer is None:
+        raise ValueError("the low-precision rule needs PyTorch's error in that precision")
+    errors: Errors = getattr(peer, which)
+    return errors[np.isfinite(errors)]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
+
+# Share of the free memory that a reference may take; a bigger one is run layer by layer.
+MEMORY_SHARE = 0.5
 
 
 def available_bytes() -> int | None:
@@ -15,6 +20,17 @@ def available_bytes() -> int | None:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def parameters(checkpoint: Any) -> int:
+    """Weights of a `Checkpoint`."""
+    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+
+
+def runs_by_layer(checkpoint: Any) -> bool:
+    """Whether the float32 weights of a reference take more of the free memory than they may."""
+    free = available_bytes()
+    return free is not None and 4 * parameters(checkpoint) > MEMORY_SHARE * free
 
 
 def gibibytes(size: float) -> str:

@@ -33,6 +33,7 @@ class Compared:
 
     rows: tuple[Row, ...]
     problems: tuple[str, ...]
+    loss: tuple[float, float] | None = None  # (maximum, mean) error against unquantised caches
 
 
 def compare_session(
@@ -61,7 +62,7 @@ def compare_session(
         past = references.cache.first(probe.start)
         ids = references.probe_tokens[: probe.tokens]
         table.add("probe", expected, probed(feeder, past, ids))
-    return Compared(rows=tuple(table.rows), problems=tuple(table.problems))
+    return Compared(rows=tuple(table.rows), problems=tuple(table.problems), loss=table.loss)
 
 
 class Feeder:
@@ -174,6 +175,8 @@ def _part(block: BlockReference, positions: Ints) -> BlockReference:
         unmodified=None if block.unmodified is None else _some(block.unmodified, index),
         peers={name: _some(errors, index) for name, errors in block.peers.items()},
         scale=block.scale,
+        unquantised=None if block.unquantised is None else block.unquantised[index],
+        quantisation=None if block.quantisation is None else _some(block.quantisation, index),
     )
 
 
@@ -193,9 +196,13 @@ class _Table:
         self._rule = rule
         self.rows: list[Row] = []
         self.problems: list[str] = []
+        self._losses: list[RowErrors] = []
 
     def add(self, how: str, block: BlockReference, logits: Floats) -> None:
         errors = row_errors(logits, block.logits, block.scale)
+        # Behind a probe's synthetic cache only its own few tokens are rounded.
+        if block.unquantised is not None and how != "probe":
+            self._losses.append(row_errors(logits, block.unquantised, block.scale))
         where = f"positions {block.positions[0]} to {block.positions[-1]}"
         self.problems += [f"{how} of {where}: {problem}" for problem in errors.problems]
         for index in np.flatnonzero(np.isin(block.positions, self._listed)):
@@ -203,11 +210,22 @@ class _Table:
         if len(block.positions) > 1:
             self._row(how, block, errors, 0, len(block.positions) - 1)
 
+    @property
+    def loss(self) -> tuple[float, float] | None:
+        """(maximum, mean) of the errors against unquantised caches."""
+        if not self._losses:
+            return None
+        maximum, mean = (
+            np.concatenate([getattr(errors, name) for errors in self._losses])
+            for name in ("maximum", "mean")
+        )
+        return float(maximum.max()), float(mean.mean())
+
     def _row(
         self, how: str, block: BlockReference, errors: RowErrors, first: int, last: int
     ) -> None:
         peer = block.peers.get(self._rule.precision)
-        limit = self._rule.limit(peer)
+        limit = self._rule.limit(peer, block.quantisation)
         maximum, mean = errors.at(first, last)
         self.rows.append(
             Row(
@@ -221,5 +239,8 @@ class _Table:
                 transformers=_largest(block.unmodified, first, last),
                 own_table=_largest(block.own_table, first, last),
                 peer=_largest(peer, first, last),
+                mean_limit=(
+                    self._rule.mean_limit(peer, block.quantisation) if last > first else None
+                ),
             )
         )

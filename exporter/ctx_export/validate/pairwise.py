@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from ctx_export.core.errors import UserError
 from ctx_export.core.rope_settings import WHOLE
 from ctx_export.validate.pairwise_attention import Attention, Cached
+from ctx_export.validate.quantised import CacheNumbers
 from ctx_export.validate.rope_parameters import Scaling
 from ctx_export.validate.rope_tables import held_table, transformers_table
 from ctx_export.validate.torch_reference import (
@@ -109,6 +110,13 @@ class PairwiseReference:
     def vocab(self) -> int:
         return int(self._model.config.vocab_size)
 
+    def hold(self, numbers: Sequence[CacheNumbers] | None) -> None:
+        """Read keys and values back as caches of these `numbers` per layer keep them, from now on;
+        None: as they are."""
+        held: Sequence[CacheNumbers | None] = numbers or [None] * self.layers
+        for layer, own in zip(self._layers, held, strict=True):
+            layer.numbers = own
+
     def watch(self, layer_done: Callable[[], None]) -> None:
         """Call `layer_done` after each of the model's `layers` in every forward."""
         for layer in self._owner.layers:
@@ -190,6 +198,7 @@ class _Layer:
         self._lengths: Ints = np.zeros(0, np.int64)
         self._tokens: Ints = np.zeros(0, np.int64)
         self._past: tuple[Floats, ...] = ()
+        self.numbers: CacheNumbers | None = None
         self.computed: tuple[Any, Any] = ((), ())  # keys and values [Hkv,N,D] of the last forward
 
     def begin(self, lengths: Ints, positions: Ints, past: Past | None, index: int) -> None:
@@ -211,6 +220,8 @@ class _Layer:
             old = torch.from_numpy(np.ascontiguousarray(past)).to(new.dtype)
             parts[index] = torch.cat([old, new], dim=1)
         cached = Cached(keys=parts[0], values=parts[1], tokens=self._tokens)
+        if self.numbers is not None:
+            cached = self._attention.kept(cached, self.numbers)
         return self._attention.attend(query, cached, self._lengths, scaling, softcap)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ctx_export.validate.quantised import CacheNumbers, Turning
 from ctx_export.validate.turning import Heads, Table
 from ctx_export.validate.visibility import Group, Rule
 
@@ -78,6 +79,17 @@ class Attention:
                 for one, part in zip(met, parts, strict=True)
             )
         return out.flatten(0, 1)
+
+    def kept(self, cached: Cached, numbers: CacheNumbers) -> Cached:
+        """What is read back of a quantised cache; where rotated keys are kept, there is one table
+        for all lengths."""
+        turning = Turning(
+            heads=self.heads,
+            factors=self.heads.factors(self.table(1), cached.tokens),
+            rounded=self.rounded,
+        )
+        keys = numbers.turned_keys(cached.keys, turning)
+        return replace(cached, keys=keys, values=numbers.values(cached.values))
 
     def rounded(self, x: Any) -> Any:
         return x if self.rounding is None else x.to(self.rounding).double()

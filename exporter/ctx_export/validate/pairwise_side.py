@@ -24,6 +24,7 @@ from ctx_export.validate.positions import (
     ragged_chunks,
     rope_lengths,
 )
+from ctx_export.validate.quantised import CacheNumbers, Turning, cache_numbers
 from ctx_export.validate.reference_side import (
     BlockReference,
     References,
@@ -75,6 +76,7 @@ class PairwiseSettings:
     weights: str
     peers: tuple[str, ...] = ()
     by_layer: bool = False
+    numbers: tuple[CacheNumbers, ...] | None = None  # of a quantised cache
 
     @classmethod
     def of(cls, manifest: Manifest, checkpoint: Any, **options: Any) -> PairwiseSettings:
@@ -93,6 +95,7 @@ class PairwiseSettings:
             and not sinks
             and manifest.scaling.get("layers") is None,
             weights=manifest.precision,
+            numbers=cache_numbers(manifest),
             **options,
         )
 
@@ -105,7 +108,7 @@ class PairwiseSettings:
     def open(self, compute: str = "fp32") -> PairwiseReference:
         """The model computing in `compute`."""
         original = self.scaling.original_context
-        return PairwiseReference(
+        model = PairwiseReference(
             self.checkpoint,
             [rule_of(cache, original) for cache in self.caches],
             [self.layer_table(layer) for layer in range(len(self.caches))],
@@ -113,11 +116,15 @@ class PairwiseSettings:
             compute=compute,
             by_layer=self.by_layer,
         )
+        model.hold(self.numbers)
+        return model
 
     def open_transformers(self, length: int) -> TorchReference:
         """transformers' model under the method's words for a forward of `length` tokens."""
         rope = rope_at(self.scaling, load_config(self.checkpoint), length)
-        return TorchReference(self.checkpoint, rope, weights=self.weights, by_layer=self.by_layer)
+        model = TorchReference(self.checkpoint, rope, weights=self.weights, by_layer=self.by_layer)
+        model.hold(self.numbers)
+        return model
 
     def layer_table(self, layer: int) -> Callable[[int], tuple[NDArray[np.float64], float]]:
         """A layer's float64 table at a rope length."""
@@ -138,6 +145,7 @@ class SyntheticPast:
     rows: Cache  # [1,Hkv,P,D] per layer
     heads: tuple[Heads, ...]  # per layer
     tables: tuple[tuple[NDArray[np.float64], float], ...]  # per layer, of rotated keys
+    numbers: tuple[CacheNumbers, ...] | None = None  # that a quantised cache holds them as
 
     def past(self, start: int) -> Past:
         """What the layers hold of the tokens before position `start`."""
@@ -147,7 +155,27 @@ class SyntheticPast:
             tuple(array[:, :, :count] for array, count in zip(arrays, kept, strict=True))
             for arrays in (self.rows.keys, self.rows.values)
         )
+        if self.numbers is not None:
+            keys, values = self._as_held(keys, values, tokens)
         return Past(keys=keys, values=values, tokens=tokens, start=start)
+
+    def _as_held(
+        self, keys: tuple[Floats, ...], values: tuple[Floats, ...], tokens: tuple[Ints, ...]
+    ) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
+        """Keys and values that a quantised cache stores without rounding."""
+        import torch
+
+        assert self.numbers is not None
+        held_keys, held_values = [], []
+        for layer, numbers in enumerate(self.numbers):
+            heads = self.heads[layer]
+            turning = Turning(
+                heads=heads, factors=heads.factors(self.tables[layer], tokens[layer])
+            )
+            key = numbers.turned_keys(torch.from_numpy(keys[layer]), turning)
+            held_keys.append(key.float().numpy())
+            held_values.append(numbers.values(torch.from_numpy(values[layer])).numpy())
+        return tuple(held_keys), tuple(held_values)
 
     def first(self, tokens: int) -> Cache:
         """The same as the package stores it: rotated keys at their absolute positions."""
@@ -180,8 +208,12 @@ def pairwise_logits(
     tokens = random_tokens(max(plan.prefill, CALIBRATION_TOKENS), model.vocab)
     past = _synthetic(model, settings, plan, tokens)
     calls = _calls(settings, plan, tokens, model.vocab, past)
-    model.watch(counter(progress, len(calls) * model.layers))
+    runs = 1 + (settings.numbers is not None)
+    model.watch(counter(progress, runs * len(calls) * model.layers))
     blocks = [_block(call.positions, call.run(model)) for call in calls]
+    if settings.numbers is not None:
+        model.hold(None)
+        blocks = [block.beside(call.run(model)) for block, call in zip(blocks, calls, strict=True)]
     lengths = settings.checked_lengths
     tables = {n: model.transformers_table(settings.scaling, n) for n in lengths}
     inv_freq, multiplier = model.transformers_table(settings.scaling, settings.scaling.target)
@@ -275,6 +307,7 @@ def _synthetic(
             settings.layer_table(layer)(settings.scaling.target)
             for layer in range(len(settings.caches))
         ),
+        numbers=settings.numbers,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ctx_export.core.progress import Progress
 from ctx_export.validate.compare import RowErrors, logit_scale, row_errors
 from ctx_export.validate.positions import Probe, ValidationPlan
+from ctx_export.validate.quantised import CacheNumbers, as_held
 from ctx_export.validate.synthetic import CALIBRATION_TOKENS, Cache, synthetic_cache
 from ctx_export.validate.torch_reference import HuggingFaceRope, Rotary, TorchReference
 
@@ -34,16 +35,19 @@ class ReferenceSettings:
     weights: str  # the package's precision; the model's weights are rounded to it
     peers: tuple[str, ...] = ()  # low precisions that PyTorch is also run in
     by_layer: bool = False
+    numbers: tuple[CacheNumbers, ...] | None = None  # of a quantised cache
 
     def open(self, compute: str = "fp32") -> TorchReference:
         """The model computing in `compute`."""
-        return TorchReference(
+        model = TorchReference(
             self.checkpoint,
             self.rope,
             weights=self.weights,
             compute=compute,
             by_layer=self.by_layer,
         )
+        model.hold(self.numbers)
+        return model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,8 @@ class BlockReference:
 
     `positions` [R] are absolute. `own_table`: float64 angles over transformers' own table.
     `unmodified`: transformers as it is. Both are None where transformers has no such computation.
-    `peers`: PyTorch in low precisions, by name. `scale`: what errors are shares of.
+    `peers`: PyTorch in low precisions, by name. `scale`: what errors are shares of. `unquantised`:
+    logits [R,V] over caches that keep every number as it is; None where the package's do.
     """
 
     positions: Ints
@@ -61,6 +66,13 @@ class BlockReference:
     unmodified: RowErrors | None
     peers: dict[str, RowErrors]
     scale: float
+    unquantised: Floats | None = None
+    quantisation: RowErrors | None = None  # what quantising changes in PyTorch's own logits
+
+    def beside(self, unquantised: Floats) -> BlockReference:
+        """The same with the logits over unquantised caches."""
+        errors = row_errors(unquantised, self.logits, self.scale)
+        return replace(self, unquantised=unquantised, quantisation=errors)
 
 
 class CacheSource(Protocol):
@@ -116,10 +128,17 @@ def reference_logits(
     model = settings.open()
     progress.stage("running PyTorch")
     tokens = random_tokens(max(plan.prefill, CALIBRATION_TOKENS), model.vocab)
-    cache = _synthetic(model, plan, tokens, settings.weights)
+    cache = _synthetic(model, plan, tokens, settings)
     calls = _calls(plan, tokens, kept_rows(plan, model.vocab), cache)
-    model.watch(counter(progress, len(Rotary) * len(calls) * model.layers))
+    runs = len(Rotary) + (settings.numbers is not None)
+    model.watch(counter(progress, runs * len(calls) * model.layers))
     measured = [_measured(model, call) for call in calls]
+    if settings.numbers is not None:
+        model.hold(None)
+        measured = [
+            block.beside(call.run(model, Rotary.EXACT))
+            for block, call in zip(measured, calls, strict=True)
+        ]
     inv_freq, multiplier = model.inv_freq, model.multiplier
     del model  # one model in memory at a time
     for precision in settings.peers:
@@ -179,13 +198,15 @@ def _calls(plan: ValidationPlan, tokens: Ints, rows: Ints, cache: Cache | None) 
 
 
 def _synthetic(
-    model: TorchReference, plan: ValidationPlan, tokens: Ints, precision: str
+    model: TorchReference, plan: ValidationPlan, tokens: Ints, settings: ReferenceSettings
 ) -> Cache | None:
-    """The cache that every probe takes the beginning of."""
+    """The cache that every probe takes the beginning of: numbers that the package's can hold."""
     if not plan.probes:
         return None
     sample = model.own_cache(tokens[:CALIBRATION_TOKENS])
-    return synthetic_cache(sample, max(probe.start for probe in plan.probes), precision)
+    last = max(probe.start for probe in plan.probes)
+    cache = synthetic_cache(sample, last, settings.weights)
+    return cache if settings.numbers is None else as_held(cache, settings.numbers)
 
 
 def _measured(model: TorchReference, call: _Call) -> BlockReference:

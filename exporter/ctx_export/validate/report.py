@@ -14,6 +14,9 @@ REPORT_MD = "report.md"
 # What inv_freq and the multiplier may differ from transformers' own, relative.
 FREQUENCY_TOLERANCE = 2e-6
 MULTIPLIER_TOLERANCE = 1e-6
+# Mean share of the logit scale by which a quantised cache may change the logits: beyond it a model
+# needs another cache, not another tolerance.
+QUANTISATION_LIMIT = 0.05
 
 _COLUMNS = (
     "position",
@@ -33,7 +36,7 @@ class Row:
 
     `transformers` is the error of the unmodified model, `own_table` that of float64 angles over
     transformers' own float32 table, both None where transformers computes nothing of the kind;
-    `peer` is that of PyTorch in the package's precision.
+    `peer` is that of PyTorch in the package's precision. A `mean_limit` of None allows any mean.
     """
 
     position: int
@@ -46,6 +49,7 @@ class Row:
     transformers: float | None
     own_table: float | None
     peer: float | None = None
+    mean_limit: float | None = None
 
     @property
     def is_range(self) -> bool:
@@ -53,13 +57,39 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Whether the largest error is within the limit; infinite and NaN errors are not."""
-        return math.isfinite(self.max_error) and self.max_error <= self.limit
+        """Whether the errors are within their limits; infinite and NaN errors are not."""
+        mean = self.mean_limit is None or self.mean_error <= self.mean_limit
+        return math.isfinite(self.max_error) and self.max_error <= self.limit and mean
 
     def to_json(self) -> dict[str, Any]:
         """JSON values: an error that is no number becomes null."""
         values = {k: _number(v) if isinstance(v, float) else v for k, v in asdict(self).items()}
         return {**values, "passed": self.passed}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantisationSection:
+    """What a quantised cache costs: the package against PyTorch over caches that keep every
+    number as it is, over the tokens of prefill, chunks and decode, in shares of the logit scale.
+    """
+
+    dtype: str
+    max_error: float
+    mean_error: float
+    limit: float = QUANTISATION_LIMIT  # of the mean error
+
+    @property
+    def passed(self) -> bool:
+        return self.mean_error <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "dtype": self.dtype,
+            "max_error": _number(self.max_error),
+            "mean_error": _number(self.mean_error),
+            "mean_limit": self.limit,
+            "passed": self.passed,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +141,7 @@ class ValidationReport:
     multiplier_error: float
     problems: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()  # what was not compared, and why
+    quantisation: QuantisationSection | None = None
     engine: EngineSection | None = None
     cache_bytes: int | None = None  # of one sequence's caches at full capacity
     seconds: float = 0.0
@@ -136,6 +167,8 @@ class ValidationReport:
             found.append("inv_freq")
         if not self.multiplier_error <= MULTIPLIER_TOLERANCE:
             found.append("the multiplier")
+        if self.quantisation is not None and not self.quantisation.passed:
+            found.append(f"the loss by a cache of {self.quantisation.dtype}")
         if self.engine is not None and not self.engine.passed:
             found.append("the engine")
         return found
@@ -160,6 +193,8 @@ class ValidationReport:
         }
         if self.skipped:
             result["not_compared"] = list(self.skipped)
+        if self.quantisation is not None:
+            result["quantisation"] = self.quantisation.to_json()
         if self.engine is not None:
             result["engine"] = {
                 k: v for k, v in self.engine.to_json().items() if k not in ("rows", "problems")
@@ -183,6 +218,7 @@ class ValidationReport:
             "rows": [row.to_json() for row in self.rows],
             "problems": list(self.problems),
             "not_compared": list(self.skipped),
+            "quantisation": None if self.quantisation is None else self.quantisation.to_json(),
             "engine": None if self.engine is None else self.engine.to_json(),
             "cache_bytes_per_sequence": self.cache_bytes,
             "seconds": round(self.seconds, 1),
@@ -237,6 +273,8 @@ class ValidationReport:
             f"(limit {FREQUENCY_TOLERANCE:g}), the multiplier by {_text(self.multiplier_error)} "
             f"(limit {MULTIPLIER_TOLERANCE:g})"
         ]
+        if self.quantisation is not None:
+            found.append(_quantisation_remark(self.quantisation))
         found += [f"PROBLEM: {problem}" for problem in self.problems]
         found += [f"not compared: {what}" for what in self.skipped]
         if self.engine is not None:
@@ -295,6 +333,14 @@ def _markdown_table(rows: Sequence[Row]) -> str:
             "| " + " | ".join((*cells[:-1], _text(row.own_table), peer, cells[-1])) + " |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _quantisation_remark(loss: QuantisationSection) -> str:
+    return (
+        f"a cache of {loss.dtype} changes the logits of PyTorch's cache of full precision by "
+        f"{_text(loss.mean_error)} in the mean (limit {loss.limit:g}), {_text(loss.max_error)} at "
+        "most"
+    )
 
 
 def _engine_remarks(engine: EngineSection) -> list[str]:

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.rope_settings import WHOLE
+from ctx_export.validate.quantised import CacheNumbers, install
 from ctx_export.validate.rope_parameters import Scaling, Trained, rope_parameters
 from ctx_export.validate.synthetic import Cache
 
@@ -110,6 +111,11 @@ class TorchReference:
     def multiplier(self) -> float:
         """transformers' factor on cos and sin."""
         return float(self._rotary[Rotary.UNMODIFIED].attention_scaling)
+
+    def hold(self, numbers: Sequence[CacheNumbers] | None) -> None:
+        """Read keys and values back as caches of these `numbers` per layer keep them, from now on;
+        None: as they are."""
+        install(self._model, self._owner.layers, numbers or [None] * self.layers)
 
     def watch(self, layer_done: Callable[[], None]) -> None:
         """Call `layer_done` after each of the model's `layers` in every forward."""

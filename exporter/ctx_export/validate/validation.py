@@ -16,13 +16,19 @@ from ctx_export.core.inspection import cache_bytes as package_cache_bytes
 from ctx_export.core.manifest import BOUNDED, MODEL_NAME, CacheInfo, Manifest
 from ctx_export.core.plan import describe_caches
 from ctx_export.core.progress import Progress, SilentProgress
+from ctx_export.validate import memory
 from ctx_export.validate.compare import Rule
-from ctx_export.validate.memory import available_bytes, gibibytes
+from ctx_export.validate.memory import available_bytes, gibibytes, parameters
 from ctx_export.validate.package_side import Compared, compare_session
 from ctx_export.validate.pairwise_side import PairwiseSettings, needs_pairs, pairwise_logits
 from ctx_export.validate.positions import ValidationPlan, default_budget, make_plan
+from ctx_export.validate.quantised import cache_numbers
 from ctx_export.validate.reference_side import References, ReferenceSettings, reference_logits
-from ctx_export.validate.report import EngineSection, ValidationReport
+from ctx_export.validate.report import (
+    EngineSection,
+    QuantisationSection,
+    ValidationReport,
+)
 from ctx_export.validate.rope_parameters import Scaling
 from ctx_export.validate.rope_tables import own_tables, package_table
 from ctx_export.validate.synthetic import cache_bytes
@@ -32,8 +38,6 @@ _CPU = "CPUExecutionProvider"
 _CACHE_COPIES = 3
 # With unrotated keys also the rotated ones, and float64 copies of a layer.
 _PAIRWISE_COPIES = 6
-# Share of the free memory that a reference may take; a bigger one is run layer by layer.
-_MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +85,11 @@ def run(
     if need_engine:
         _check_engine(package, found)
     rules = _rules(manifest, tolerance, found)
-    memory = _memory(checkpoint)
+    found_memory = _memory(checkpoint)
     peers = _peers(rules, found)
-    settings = _settings(manifest, checkpoint, peers, by_layer=memory.by_layer)
-    budget = default_budget(_parameters(checkpoint)) if budget is None else budget
-    plan, skipped = _affordable(manifest, budget, memory.room)
+    settings = _settings(manifest, checkpoint, peers, by_layer=found_memory.by_layer)
+    budget = default_budget(parameters(checkpoint)) if budget is None else budget
+    plan, skipped = _affordable(manifest, budget, found_memory.room)
     references = _references(settings, plan, progress)
     progress.stage("comparing onnxruntime")
     compared = _compare_ort(package, plan, references, rules["ort"], progress)
@@ -101,6 +105,7 @@ def run(
         problems=compared.problems,
         **_table_errors(manifest, references),
         skipped=skipped,
+        quantisation=_quantisation(manifest, compared),
         engine=section,
         cache_bytes=package_cache_bytes(manifest),
         seconds=time.monotonic() - started,
@@ -144,6 +149,14 @@ def _checked(manifest: Manifest, reference: Path) -> Any:
     return checkpoint
 
 
+def _quantisation(manifest: Manifest, compared: Compared) -> QuantisationSection | None:
+    """What the package's quantised cache costs."""
+    if compared.loss is None:
+        return None
+    largest, mean = compared.loss
+    return QuantisationSection(dtype=manifest.cache_dtype, max_error=largest, mean_error=mean)
+
+
 def _references(
     settings: ReferenceSettings | PairwiseSettings, plan: ValidationPlan, progress: Progress
 ) -> References:
@@ -173,9 +186,10 @@ def _table_errors(manifest: Manifest, references: References) -> dict[str, float
 def _rules(manifest: Manifest, tolerance: float | None, engine: _Engine | None) -> dict[str, Rule]:
     """The rule of each runtime. On a CPU a bfloat16 package runs as its float32 twin."""
     computed = "fp32" if manifest.precision == "bf16" else manifest.precision
-    rules = {"ort": Rule.of(computed, tolerance)}
+    quantised = manifest.kv_cache is not None
+    rules = {"ort": Rule.of(computed, tolerance, quantised=quantised)}
     if engine is not None:
-        rules["engine"] = Rule.of(manifest.precision, tolerance)
+        rules["engine"] = Rule.of(manifest.precision, tolerance, quantised=quantised)
     return rules
 
 
@@ -204,6 +218,7 @@ def _settings(
         weights=manifest.precision,
         peers=peers,
         by_layer=by_layer,
+        numbers=cache_numbers(manifest),
     )
 
 
@@ -212,13 +227,9 @@ def _memory(checkpoint: Any) -> _Memory:
     free = available_bytes()
     if free is None:
         return _Memory(by_layer=False, room=math.inf)
-    weights = 4 * _parameters(checkpoint)
-    most = _MEMORY_SHARE * free
+    weights = 4 * parameters(checkpoint)
+    most = memory.MEMORY_SHARE * free
     return _Memory(by_layer=weights > most, room=free - min(weights, most))
-
-
-def _parameters(checkpoint: Any) -> int:
-    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
 def _affordable(
@@ -330,12 +341,14 @@ def _facts(
     else:
         kind = settings.rope.parameters["rope_type"]
         rotation = f"float64 angles, cos and sin; rope_parameters of type {kind}"
+    if manifest.kv_cache is not None:
+        rotation += ", keys and values rounded as the cache does"
     return {
         "model": f"{model['family']}, {model['layers']} layers, trained context "
         f"{model['original_context']}",
         "method": f"{manifest.method}, factor {manifest.factor:g}, {_reach(manifest)}",
-        "caches": f"{describe_caches(manifest.layers)}; {package_cache_bytes(manifest)} bytes per "
-        "sequence",
+        "caches": f"{describe_caches(manifest.layers)}; {manifest.cache_dtype}, "
+        f"{package_cache_bytes(manifest)} bytes per sequence",
         "precision": manifest.precision,
         "runtime": runtime,
         "reference": f"PyTorch float32{order}, weights in {manifest.precision}, {rotation}",

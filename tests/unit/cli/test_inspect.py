@@ -100,6 +100,17 @@ def test_package_in_text(package):
     }
 
 
+def test_a_quantised_cache_is_told_with_its_bytes(package):
+    path = package / "manifest.json"
+    stated = json.loads(path.read_text())
+    for tensor in stated["io"]:
+        tensor["dtype"] = "int8" if tensor["role"] == "past_key" else tensor["dtype"]
+    stated["kv_cache"] = {"dtype": "int8", "layers": [{"key": [1, 1], "value": [1, 1]}] * 5}
+    path.write_text(json.dumps(stated))
+    told = rows(package)["KV cache"]
+    assert told == "160.0 MiB per sequence, int8 with a scale per layer and KV head"
+
+
 def test_package_in_json(package):
     got = report(package)
     assert got["kind"] == "package"

@@ -88,6 +88,21 @@ def test_slots_of_a_recipe(recipe, expected):
     assert plan.cache_bytes == 2 * 2 * 2 * 64 * 2 * expected.capacity
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype", "size"),
+    [("auto", "float16", 2), ("fp8", "float8e4m3fn", 1), ("int8", "int8", 1)],
+)
+def test_bytes_and_tensors_have_the_type_of_the_cache(kind, dtype, size):
+    """2 · layers · KV heads · head_dim · C · bytes (FORMULAS section 4)."""
+    plan = planned(method="yarn", target=1024, kv_cache_dtype=kind)
+    assert plan.cache_bytes == 2 * 2 * 2 * 64 * 1024 * size
+    caches = {tensor.dtype for tensor in plan.io if tensor.layer >= 0}
+    assert (caches, plan.to_json()["kv_cache_dtype"]) == ({dtype}, dtype)
+    assert {t.dtype for t in plan.io if t.role == "logits"} == {"float16"}
+    assert f"rotated keys, {dtype}, {plan.cache_bytes} bytes per sequence" in plan.describe()
+    assert plan.kv_cache_json() is None  # scales come with calibration
+
+
 def test_a_scaled_table_over_a_window_is_made_for_what_it_sees():
     assert planned(method="yarn", sinks=4, window=1020).factor == 4.0
     assert planned(method="yarn", sinks=4, window=1020, target=2048).factor == 8.0

@@ -29,6 +29,7 @@ original_context: 32k
 sinks: 4
 window: 1k
 precision: fp16
+kv_cache_dtype: fp8
 engine: none
 max_batch: 2
 max_chunk: 512
@@ -51,6 +52,7 @@ def test_every_key_of_a_file(recipe_file):
         sinks=4,
         window=1024,
         precision="fp16",
+        kv_cache_dtype="fp8",
         engine="none",
         max_batch=2,
         max_chunk=512,
@@ -136,6 +138,12 @@ def test_lists_can_be_set():
         ("method: yarm", "unknown method 'yarm', did you mean yarn?"),
         ("method: landmark", "method landmark is not available in this version"),
         ("method: none\nfactor: 2", "factor is 2: method none takes no factor"),
+        ("kv_cache_dtype: int4", "'int4': it must be one of auto, fp8, int8"),
+        ("calibration: book.txt", "there is nothing to calibrate: give --kv-cache-dtype fp8 or"),
+        (
+            "kv_cache_dtype: fp8\ncalibration: no/such.txt",
+            "calibration no/such.txt is not a file: name a text",
+        ),
         ("precision: int4", "precision is 'int4': it must be one of fp32, fp16, bf16"),
         ("engine: no", "engine is False: it must be text"),
         ("engine: tensorrt_rtx", "engine is 'tensorrt_rtx': it must be one of auto, none, tensor"),

@@ -21,8 +21,8 @@ import onnxruntime as ort
 from ctx_export.build.engine_network import _described, _inputs
 from ctx_export.build.engine_profiles import PROFILE_NAMES, Limits, profiles
 from ctx_export.core.manifest import Manifest, TensorInfo
+from ctx_export.runtime.cache_codec import NUMPY_TYPES
 from ctx_export.runtime.model_file import load_model
-from ctx_export.runtime.ort_cache import NUMPY_TYPES
 from ctx_export.runtime.twin import narrow, widen, widen_types, widened_weights
 from tests.unit.runtime.fake_gpu import FakeGpu, Misuse
 

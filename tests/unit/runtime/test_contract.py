@@ -44,6 +44,30 @@ def test_slots_of_a_ring_are_its_capacity_whatever_the_graph_calls_them() -> Non
         assert contract.bounded and contract.layers[0].slots == 10
 
 
+def test_a_quantised_cache_s_scales_go_with_its_layers() -> None:
+    layers = [{"key": [0.5, 1.0], "value": [2.0, 3.0]}, {"key": [4.0, 5.0], "value": [6.0, 7.0]}]
+    stated = manifest(layers=2, kv_heads=2)
+    quantised = tuple(replace(t, dtype="int8") if t.layer >= 0 else t for t in stated.io)
+    stated = replace(stated, io=quantised, kv_cache={"dtype": "int8", "layers": layers})
+    contract = Contract.from_manifest(stated)
+    found = [codec for layer in contract.layers for codec in layer.codecs]
+    assert [codec.dtype for codec in found] == ["int8"] * 4
+    assert [codec.scale.tolist() for codec in found if codec.scale is not None] == [
+        [0.5, 1.0],
+        [2.0, 3.0],
+        [4.0, 5.0],
+        [6.0, 7.0],
+    ]
+    for wrong, message in (
+        (None, "kv_cache lacks 'layers': export again"),
+        ({"layers": [{"key": [1.0, 1.0]}]}, "kv_cache lacks 'value'"),
+        ({"layers": layers[:1]}, "scales of 1 layers and"),
+        ({"layers": [layers[0], {**layers[1], "key": [1.0]}]}, r"2 layers and \[1, 2\] heads"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Contract.from_manifest(replace(stated, kv_cache=wrong))
+
+
 def without(stated: Manifest, role: str) -> Manifest:
     return replace(stated, io=tuple(t for t in stated.io if t.role != role))
 

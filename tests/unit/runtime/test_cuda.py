@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ctx_export.core.errors import UserError
+from ctx_export.runtime.cache_codec import CacheCodec
 from ctx_export.runtime.cuda import CudaDevice, _libraries
 from ctx_export.runtime.device_cache import DeviceTensor
 
@@ -55,7 +56,7 @@ def test_bytes_go_up_and_come_down(library: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_caches_live_on_it(library: str, dtype: str) -> None:
     device = CudaDevice([library])
-    tensor = DeviceTensor(device, (2, 3, 4, 5), dtype)
+    tensor = DeviceTensor(device, (2, 3, 4, 5), CacheCodec(dtype=dtype))
     rows = np.arange(90.0).reshape(2, 3, 3, 5)  # exact in every precision
     tensor.write(np.array([1, 2, 0]), rows)
     tensor.resize(6)

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
+from ctx_export.runtime.cache_codec import CacheCodec
 from ctx_export.runtime.device_cache import DeviceTensor
 from ctx_export.runtime.device_inputs import ALIGNMENT, DeviceInputs
 from ctx_export.runtime.growth import grow_all
@@ -40,14 +41,28 @@ def rounded(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
 
 def filled(device: FakeGpu, dtype: str) -> tuple[DeviceTensor, NDArray[np.float32]]:
     """A tensor whose every slot holds something, and what that is."""
-    tensor, given = DeviceTensor(device, SHAPE, dtype), rows(SHAPE[2], dtype)
+    tensor, given = DeviceTensor(device, SHAPE, CacheCodec(dtype=dtype)), rows(SHAPE[2], dtype)
     tensor.write(np.arange(SHAPE[2]), given)
     return tensor, rounded(given, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float8e4m3fn"])
+def test_a_quantised_cache_is_one_byte_an_element(dtype: str) -> None:
+    """Oracle: the codec, which has its own tests."""
+    scale = np.array([0.1, 0.2, 0.4], np.float32)
+    codec = CacheCodec(dtype=dtype, scale=scale)
+    tensor, given = DeviceTensor(FakeGpu(), SHAPE, codec), rows(3, dtype)
+    assert tensor.nbytes == 210
+    tensor.write(np.array([1, 2, 5]), given)
+    tensor.resize(9)
+    expected = np.zeros((*SHAPE[:2], 9, SHAPE[3]), np.float32)
+    expected[:, :, [1, 2, 5]] = codec.read(codec.stored(given))
+    np.testing.assert_array_equal(tensor.read(), expected)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_fresh_memory_is_cleared(dtype: str) -> None:
-    tensor = DeviceTensor(FakeGpu(), SHAPE, dtype)
+    tensor = DeviceTensor(FakeGpu(), SHAPE, CacheCodec(dtype=dtype))
     assert (tensor.shape, tensor.slots, tensor.nbytes) == (SHAPE, 7, BYTES[dtype])
     read = tensor.read()
     assert read.dtype == np.float32 and read.shape == SHAPE and not read.any()
@@ -78,7 +93,7 @@ def test_rows_land_in_their_slots(dtype: str, slots: list[int], copies: int) -> 
 
 
 def test_rows_may_be_a_view_of_another_type() -> None:
-    tensor = DeviceTensor(FakeGpu(), SHAPE, "float16")
+    tensor = DeviceTensor(FakeGpu(), SHAPE, CacheCodec(dtype="float16"))
     given = np.arange(420.0).reshape(5, 14, 3, 2).transpose(3, 2, 1, 0)[:, :, ::2]
     tensor.write(np.arange(7), given)
     np.testing.assert_array_equal(tensor.read(), given.astype(np.float16))
@@ -139,7 +154,7 @@ def tensors(device: FakeGpu) -> list[DeviceTensor]:
     made = []
     for heads in (3, 1, 2):
         for _ in ("key", "value"):
-            tensor = DeviceTensor(device, (2, heads, 8, 4), "float32")
+            tensor = DeviceTensor(device, (2, heads, 8, 4), CacheCodec(dtype="float32"))
             values = np.random.default_rng(len(made)).standard_normal(tensor.shape)
             tensor.write(np.arange(8), values)
             made.append(tensor)

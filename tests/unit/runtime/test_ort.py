@@ -11,6 +11,7 @@ import pytest
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import Manifest
+from ctx_export.runtime.cache_codec import CacheCodec
 from ctx_export.runtime.contract import Contract
 from ctx_export.runtime.opening import BackendOptions
 from ctx_export.runtime.ort import OrtBackend
@@ -176,8 +177,16 @@ def test_layers_of_fixed_size_do_not_grow(tmp_path: Path) -> None:
 
 def test_memory_that_the_runtime_owns_is_changed_through_copies() -> None:
     """What a GPU's caches do, on the CPU."""
-    for dtype in ("float32", "float16", "bfloat16"):
-        tensor = CacheTensor((2, 1, 3, 2), dtype, "cpu", staged=True)
+    half = np.array([0.5], np.float32)
+    for dtype, size, scale in (
+        ("float32", 4, None),
+        ("float16", 2, None),
+        ("bfloat16", 2, None),
+        ("float8e4m3fn", 1, half),
+        ("int8", 1, half),
+    ):
+        codec = CacheCodec(dtype=dtype, scale=scale)
+        tensor = CacheTensor((2, 1, 3, 2), codec, "cpu", staged=True)
         rows = np.arange(4.0).reshape(2, 1, 1, 2)
         tensor.write(np.array([1]), rows)
         tensor.resize(5)
@@ -187,7 +196,7 @@ def test_memory_that_the_runtime_owns_is_changed_through_copies() -> None:
         np.testing.assert_array_equal(tensor.read(), expected)
         tensor.zero(0, 5)
         assert not tensor.read()[0].any() and tensor.read()[1].any()
-        assert (tensor.slots, tensor.nbytes) == (5, 20 * (4 if dtype == "float32" else 2))
+        assert (tensor.slots, tensor.nbytes) == (5, 20 * size)
         tensor.resize(2)
         np.testing.assert_array_equal(tensor.read()[1], expected[1, :, :2])
 

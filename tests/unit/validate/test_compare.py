@@ -131,6 +131,37 @@ def test_the_low_precision_rule_cannot_be_applied_unmeasured():
         Rule.of("fp16", None).limit(None)
 
 
+def test_over_a_quantised_cache_float32_may_err_by_a_share_of_what_that_changes():
+    """A package that does not quantise at all errs by all of it."""
+    rule = Rule.of("fp32", None, quantised=True)
+    changes = RowErrors(scale=1.0, maximum=np.array([0.02, 0.08]), mean=np.array([1e-3, 3e-3]))
+    assert rule.limit(None, changes) == pytest.approx(1e-3 + 0.08 / 4)
+    assert rule.mean_limit(None, changes) == pytest.approx(1e-4 + 0.15 * 2e-3)
+    assert (rule.limit(None), rule.mean_limit(None), rule.needs_peer) == (1e-3, None, False)
+    assert rule.describe() == (
+        "error at most 0.001 of the logit scale + 0.25 × what quantising the cache changes, in "
+        "the mean at most 0.0001 + 0.15 × that"
+    )
+    given = Rule.of("fp32", 0.02, quantised=True)
+    assert (given.limit(None, changes), given.mean_limit(None, changes)) == (0.02, None)
+
+
+def test_over_a_quantised_cache_low_precision_is_held_to_pytorch_s_mean_too():
+    rule = Rule.of("fp16", None, quantised=True)
+    changes = RowErrors(scale=1.0, maximum=np.array([0.02, 0.08]), mean=np.array([1e-3, 3e-3]))
+    theirs = RowErrors(scale=1.0, maximum=np.array([0.004, np.inf]), mean=np.array([1e-3, np.inf]))
+    assert rule.limit(theirs, changes) == pytest.approx(2 * 0.004 + 1 / 2048 + 0.08 / 4)
+    assert rule.mean_limit(theirs, changes) == pytest.approx(2 * 1e-3 + 1 / 2048)
+    assert rule.describe() == (
+        "error at most 2 × that of PyTorch in fp16 + 0.000488 of the logit scale + 0.25 × what "
+        "quantising the cache changes, in the mean at most 2 × that of PyTorch in fp16 + 0.000488"
+    )
+    with pytest.raises(ValueError, match="needs PyTorch's error in that precision"):
+        rule.mean_limit(None, changes)
+    given = Rule.of("fp16", 0.02, quantised=True)
+    assert (given.limit(theirs, changes), given.mean_limit(theirs, changes)) == (0.02, None)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_tolerance_that_is_given_is_the_limit(precision):
     rule = Rule.of(precision, 0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -153,6 +154,28 @@ def test_every_way_is_compared_and_progress_counts_the_tokens(feeder):
     done = [seen[0] for seen in moves.seen]
     assert all(first < second for first, second in pairwise(done))
     assert done[-1] == total
+
+
+def test_the_loss_is_what_prefill_chunks_and_decode_differ_from_unquantised_logits(feeder):
+    """Those of the prefill are off by twice the scale, those of the probes by more."""
+    plan = make_plan(20, 900, 50)
+    right = references(plan)
+
+    def moved(block: BlockReference, by: float) -> BlockReference:
+        return block.beside(block.logits + np.float32(by * block.scale))
+
+    probes = tuple((probe, moved(block, 4.0)) for probe, block in right.probes)
+    told = replace(right, prefill=moved(right.prefill, 2.0), probes=probes)
+    rule = Rule.of("fp32", None, quantised=True)
+    compared = compare_session(feeder.session, plan, told, rule, SilentProgress())
+    assert compared.loss == pytest.approx((2.0, 2.0))
+    for row in compared.rows:
+        change = 4.0 if row.how == "probe" else 2.0
+        assert row.limit == pytest.approx(1e-3 + 0.25 * change)
+        mean = 1e-4 + 0.15 * change if row.is_range else None
+        assert row.mean_limit == (None if mean is None else pytest.approx(mean))
+    plain = compare_session(feeder.session, plan, right, rule, SilentProgress())
+    assert plain.loss is None and {row.mean_limit for row in plain.rows} == {None}
 
 
 def test_an_error_is_told_where_it_is(feeder):

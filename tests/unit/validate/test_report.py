@@ -12,6 +12,7 @@ from ctx_export.validate.report import (
     FREQUENCY_TOLERANCE,
     MULTIPLIER_TOLERANCE,
     EngineSection,
+    QuantisationSection,
     Row,
     ValidationReport,
     merged,
@@ -62,6 +63,30 @@ def engine(**changes) -> EngineSection:
     return EngineSection(**{**values, **changes})
 
 
+def loss(mean: float) -> QuantisationSection:
+    return QuantisationSection(dtype="int8", max_error=0.4, mean_error=mean)
+
+
+def test_what_a_quantised_cache_costs_is_told():
+    told = replace(GOOD, quantisation=loss(0.003))
+    assert told.passed
+    line = (
+        "a cache of int8 changes the logits of PyTorch's cache of full precision by 3.0e-03 in "
+        "the mean (limit 0.05), 4.0e-01 at most"
+    )
+    assert line in told.lines() and f"- {line}\n" in told.markdown()
+    figures = {
+        "dtype": "int8",
+        "max_error": 0.4,
+        "mean_error": 0.003,
+        "mean_limit": 0.05,
+        "passed": True,
+    }
+    assert told.to_json()["quantisation"] == told.summary["quantisation"] == figures
+    assert GOOD.to_json()["quantisation"] is None and "quantisation" not in GOOD.summary
+    assert replace(GOOD, quantisation=loss(INF)).to_json()["quantisation"]["mean_error"] is None
+
+
 def test_a_report_within_its_limits_passes():
     assert (GOOD.passed, GOOD.failures) == (True, [])
     assert GOOD.verdict() == (
@@ -83,6 +108,16 @@ FAILURES = {
         report(row(5, max_error=INF, limit=INF)),
         "1 of 1 rows, the first at 5",
     ),
+    "a mean": (
+        report(row(0), row(0, 9, mean_error=2e-7, mean_limit=1e-7)),
+        "1 of 2 rows, the first at 0…9",
+    ),
+    "a mean that is no number": (
+        report(row(0), row(0, 9, mean_error=NAN, mean_limit=1.0)),
+        "1 of 2 rows, the first at 0…9",
+    ),
+    "loss": (replace(GOOD, quantisation=loss(0.051)), "the loss by a cache of int8"),
+    "loss that is none": (replace(GOOD, quantisation=loss(NAN)), "the loss by a cache of int8"),
     "a problem": (replace(GOOD, problems=("NaN in 1 row",)), "1 problem"),
     "problems": (replace(GOOD, problems=("NaN", "Inf")), "2 problems"),
     "frequencies": (replace(GOOD, frequency_error=1.1 * FREQUENCY_TOLERANCE), "inv_freq"),
@@ -190,6 +225,7 @@ def test_saved_files_hold_the_report(tmp_path):
         "transformers": 2e-5,
         "own_table": 3e-6,
         "peer": None,
+        "mean_limit": None,
         "passed": True,
     }
     assert (tmp_path / "report.md").read_text() == GOOD.markdown()

@@ -1,0 +1,142 @@
+"""Scales of a quantised cache, from the keys and values that the model computes for some text.
+
+PyTorch runs the model under the package's own rules of positions and visibility, layer by layer
+where its weights do not fit into memory: forwards over 1024 tokens in all, fewer for models above
+1B parameters, each of at most the trained context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctx_export.core.cache_type import CacheType, LayerScales
+from ctx_export.core.errors import UserError
+from ctx_export.core.plan import Plan
+from ctx_export.core.progress import Progress
+from ctx_export.frontends.checkpoint import Checkpoint
+from ctx_export.scaling.base import FrequencyTable
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+# inv_freq [F] in radians per token and the multiplier, at a rope length.
+Table = Callable[[int], tuple[NDArray[np.float64], float]]
+
+MOST_TOKENS = 1024
+_LEAST_TOKENS = 16
+_TOKEN_SEED = 20231017
+DEFAULT_TEXT = Path(__file__).with_name("calibration.txt")
+
+
+def calibrated(plan: Plan, checkpoint: Checkpoint, text: Path | None, progress: Progress) -> Plan:
+    """`plan` with the scales of its quantised cache, chosen on the file `text`.
+
+    Without one, on a text that comes with the exporter, or on random tokens where the checkpoint
+    has no tokenizer. Raises UserError where the text cannot be read or is too short.
+    """
+    from ctx_export.validate.memory import runs_by_layer
+    from ctx_export.validate.pairwise import PairwiseReference
+    from ctx_export.validate.visibility import rule_of
+
+    if plan.cache_type is None:
+        return plan
+    progress.stage("loading PyTorch for the cache's scales")
+    try:
+        model = PairwiseReference(
+            checkpoint.directory,
+            [rule_of(cache, plan.original_context) for cache in plan.caches],
+            [_table(plan, own) for own in plan.tables],
+            weights=plan.precision,
+            by_layer=runs_by_layer(checkpoint),
+        )
+    except UserError as error:
+        raise UserError(
+            f"the cache's scales cannot be chosen: {error}; --kv-cache-dtype auto needs none"
+        ) from None
+    tokens = calibration_tokens(checkpoint, text)
+    progress.stage("calibrating the cache")
+    largest = np.zeros((2, plan.spec.layers, plan.spec.kv_heads))
+    pieces = list(_pieces(tokens, plan.original_context))
+    for done, piece in enumerate(pieces, 1):
+        past = model.own_past(piece)
+        for layer, (key, value) in enumerate(zip(past.keys, past.values, strict=True)):
+            rotated = plan.caches[layer].keys == "rotated"
+            multiplier = plan.tables[layer].multiplier if rotated else None
+            own = key_magnitude(key[0], model.heads[layer], multiplier)
+            largest[0, layer] = np.maximum(largest[0, layer], own)
+            largest[1, layer] = np.maximum(largest[1, layer], np.abs(value[0]).max(axis=(1, 2)))
+        progress.update(done, len(pieces))
+    return replace(plan, scales=_scales(largest, plan.cache_type))
+
+
+def key_magnitude(key: Floats, heads: Any, multiplier: float | None) -> NDArray[np.float64]:
+    """Per head the largest magnitude [H] that unrotated keys [H,N,D] are cached with.
+
+    Keys that are rotated before, with `multiplier` on cos and sin, are bounded at every position
+    by multiplier · sqrt(a² + b²) over their pairs (a, b).
+    """
+    import torch
+
+    if multiplier is None:
+        return np.asarray(np.abs(key).max(axis=(1, 2)), np.float64)
+    pairs = heads.pairs(torch.from_numpy(key))
+    turning, rest = pairs.split([heads.count, pairs.shape[-1] - heads.count], dim=-1)
+    parts = [turning.abs() * multiplier, torch.view_as_real(rest).abs().flatten(-2)]
+    return np.asarray(torch.cat(parts, dim=-1).amax(dim=(1, 2)).numpy(), np.float64)
+
+
+def calibration_tokens(checkpoint: Checkpoint, text: Path | None) -> Ints:
+    """Token ids [N] of the file `text`, of the default text, or random ones."""
+    from ctx_export.runtime.text import TextCodec, has_tokenizer
+    from ctx_export.validate.memory import parameters
+    from ctx_export.validate.positions import default_budget
+
+    most = min(MOST_TOKENS, default_budget(parameters(checkpoint)))
+    spec, directory = checkpoint.spec, checkpoint.directory
+    if text is None and not has_tokenizer(directory):
+        return np.random.default_rng(_TOKEN_SEED).integers(0, spec.vocab, most, dtype=np.int64)
+    path = text or DEFAULT_TEXT
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"calibration {path} cannot be read as text: {error}") from None
+    tokens = TextCodec.load(directory, spec.bos_token_id).encode(content)[:most]
+    if len(tokens) < _LEAST_TOKENS:
+        raise UserError(
+            f"calibration {path} has {len(tokens)} tokens: give a text of at least "
+            f"{_LEAST_TOKENS}, better some hundreds"
+        )
+    return np.asarray(tokens, np.int64)
+
+
+def _table(plan: Plan, own: FrequencyTable) -> Table:
+    if plan.length_table is not None and own is plan.table:
+        return plan.length_table.at
+    inv_freq = own.inv_freq.astype(np.float32).astype(np.float64)
+    return lambda length: (inv_freq, own.multiplier)
+
+
+def _pieces(tokens: Ints, longest: int) -> Iterator[Ints]:
+    """`tokens` in texts that a model trained on `longest` tokens knows."""
+    for start in range(0, len(tokens), longest):
+        yield tokens[start : start + longest]
+
+
+def _scales(largest: NDArray[np.float64], kind: CacheType) -> tuple[LayerScales, ...]:
+    """Scales of magnitudes [2,layers,Hkv]; 1 where a head has none."""
+    if not np.isfinite(largest).all():
+        raise UserError(
+            "the model's keys or values have NaN or Inf on the calibration text: its weights are "
+            "damaged; a cache of its own precision would hold them too"
+        )
+    scales = (largest * kind.margin / kind.largest).astype(np.float32)
+    scales[scales < np.finfo(np.float32).tiny] = 1
+    return tuple(
+        LayerScales(key=tuple(map(float, key)), value=tuple(map(float, value)))
+        for key, value in zip(*scales, strict=True)
+    )
