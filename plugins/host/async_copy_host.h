@@ -11,6 +11,12 @@ void copyAsync(void* target, void const* source, bool valid)
     host::beginCopy(target, source, valid ? BYTES : 0, BYTES);
 }
 
+template <int BYTES>
+void copyAsync(void* target, void const* source)
+{
+    host::beginCopy(target, source, BYTES, BYTES);
+}
+
 inline void commitCopies()
 {
     host::commitCopies();

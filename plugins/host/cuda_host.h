@@ -94,6 +94,19 @@ T __shfl_xor_sync(unsigned mask, T value, int laneMask)
     return value;
 }
 
+inline int __any_sync(unsigned mask, int predicate)
+{
+    unsigned const round = ctx::host::share(mask, &predicate, sizeof(predicate));
+    bool any = false;
+    for (int lane = 0; lane < ctx::host::kWARP_LANES; ++lane)
+    {
+        int brought = 0;
+        std::memcpy(&brought, ctx::host::sharedBy(round, lane), sizeof(brought));
+        any = any || ((mask >> lane & 1U) != 0 && brought != 0);
+    }
+    return any ? 1 : 0;
+}
+
 enum cudaDeviceAttr
 {
     cudaDevAttrMultiProcessorCount = 16,

@@ -5,6 +5,13 @@
 namespace ctx
 {
 
+using SharedAddress = unsigned char const*;
+
+inline SharedAddress sharedAddress(void const* pointer)
+{
+    return static_cast<SharedAddress>(pointer);
+}
+
 namespace host
 {
 
@@ -74,7 +81,7 @@ inline uint32_t matrixElement(unsigned round, int matrix, int row, int column)
 
 } // namespace host
 
-inline Matrices loadMatrices(void const* row)
+inline Matrices loadMatrices(SharedAddress row)
 {
     unsigned const round = host::shareRow(row);
     int const g = host::lane() / 4;
@@ -87,7 +94,7 @@ inline Matrices loadMatrices(void const* row)
     return result;
 }
 
-inline Matrices loadMatricesTransposed(void const* row)
+inline Matrices loadMatricesTransposed(SharedAddress row)
 {
     unsigned const round = host::shareRow(row);
     int const g = host::lane() / 4;

@@ -31,6 +31,22 @@ CTX_DEVICE void copyAsync(void* target, void const* source, bool valid)
     }
 }
 
+// BYTES from a source that is valid.
+template <int BYTES>
+CTX_DEVICE void copyAsync(void* target, void const* source)
+{
+    static_assert(BYTES == 8 || BYTES == 16, "a copy moves 8 or 16 bytes");
+    if constexpr (BYTES == 16)
+    {
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(sharedAddress(target)), "l"(source)
+            : "memory");
+    }
+    else
+    {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(sharedAddress(target)), "l"(source) : "memory");
+    }
+}
+
 // Ends this thread's group of copies; a group may be empty.
 CTX_DEVICE void commitCopies()
 {

@@ -38,7 +38,10 @@ struct Matrices
 namespace ctx
 {
 
-CTX_DEVICE uint32_t sharedAddress(void const* pointer)
+// An address in shared memory, in bytes; its arithmetic takes 32 bits.
+using SharedAddress = uint32_t;
+
+CTX_DEVICE SharedAddress sharedAddress(void const* pointer)
 {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -66,22 +69,22 @@ CTX_DEVICE void multiplyAdd<BFloat16>(FragmentC& sum, FragmentA const& a, Fragme
 }
 
 // Lane 8m + r gives the address of row r of matrix m, 16 bytes in shared memory.
-CTX_DEVICE Matrices loadMatrices(void const* row)
+CTX_DEVICE Matrices loadMatrices(SharedAddress row)
 {
     Matrices result;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
         : "=r"(result.values[0]), "=r"(result.values[1]), "=r"(result.values[2]), "=r"(result.values[3])
-        : "r"(sharedAddress(row))
+        : "r"(row)
         : "memory");
     return result;
 }
 
-CTX_DEVICE Matrices loadMatricesTransposed(void const* row)
+CTX_DEVICE Matrices loadMatricesTransposed(SharedAddress row)
 {
     Matrices result;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
         : "=r"(result.values[0]), "=r"(result.values[1]), "=r"(result.values[2]), "=r"(result.values[3])
-        : "r"(sharedAddress(row))
+        : "r"(row)
         : "memory");
     return result;
 }

@@ -21,13 +21,19 @@ struct TileRows
     static constexpr int kSPREAD = kCHUNKS % 8 == 0 ? 8 : kCHUNKS % 4 == 0 ? 4 : 2;
     static_assert(DIM % 16 == 0, "a matrix instruction takes 16 dims");
 
-    // In elements.
-    static CTX_HOST_DEVICE int chunkOffset(int row, int chunk)
+    // What a row's chunks are permuted by: the same 16 rows on.
+    static CTX_HOST_DEVICE uint32_t spreadOf(uint32_t row)
     {
-        return (row * kCHUNKS + (chunk ^ (row * kSPREAD / 8 % kSPREAD))) * kCHUNK;
+        return row * kSPREAD / 8 % kSPREAD;
     }
 
-    static CTX_HOST_DEVICE int elementOffset(int row, int dim)
+    // In elements.
+    static CTX_HOST_DEVICE uint32_t chunkOffset(uint32_t row, uint32_t chunk)
+    {
+        return (row * kCHUNKS + (chunk ^ spreadOf(row))) * kCHUNK;
+    }
+
+    static CTX_HOST_DEVICE uint32_t elementOffset(uint32_t row, uint32_t dim)
     {
         return chunkOffset(row, dim / kCHUNK) + dim % kCHUNK;
     }
@@ -289,26 +295,17 @@ struct TileLoader
     static CTX_DEVICE void begin(
         uint16_t* tile, void const* cache, CachePlace const& place, int64_t firstSlot, int32_t keys)
     {
-        bool const isQuantised = place.cacheType != CTX_CACHE_TYPE_SAME;
-        int const thread = opaque(Scope::thread());
-        CTX_UNROLL_BY(2)
-        for (int i = 0; i < kPER_THREAD; ++i)
+        bool const isWhole = keys == ROWS && place.headDim == DIM && firstSlot + ROWS <= place.layout.capacity;
+        int64_t const first = (place.firstRow + firstSlot) * place.headDim;
+        if (place.cacheType != CTX_CACHE_TYPE_SAME)
         {
-            int const item = i * Scope::kTHREADS + thread;
-            int const row = item / Rows::kCHUNKS;
-            int const chunk = item % Rows::kCHUNKS;
-            bool const valid = row < keys && chunk * kCHUNK < place.headDim;
-            int64_t const slot = place.firstRow + place.layout.slotAfter(firstSlot, valid ? row : 0);
-            int64_t const offset = slot * place.headDim + (valid ? chunk * kCHUNK : 0);
-            if (isQuantised)
-            {
-                copyAsync<8>(waiting(tile, item), static_cast<uint8_t const*>(cache) + offset, valid);
-            }
-            else
-            {
-                copyAsync<16>(
-                    tile + Rows::chunkOffset(row, chunk), static_cast<uint16_t const*>(cache) + offset, valid);
-            }
+            isWhole ? beginWhole<true>(tile, static_cast<uint8_t const*>(cache) + first)
+                    : beginPart<true>(tile, cache, place, firstSlot, keys);
+        }
+        else
+        {
+            isWhole ? beginWhole<false>(tile, static_cast<uint16_t const*>(cache) + first)
+                    : beginPart<false>(tile, cache, place, firstSlot, keys);
         }
     }
 
@@ -322,6 +319,50 @@ struct TileLoader
     }
 
 private:
+    // A tile that lies in the cache as one piece of memory, from `source` on.
+    template <bool IS_QUANTISED>
+    static CTX_DEVICE void beginWhole(uint16_t* tile, void const* source)
+    {
+        constexpr int kBYTES = IS_QUANTISED ? kCHUNK : 2 * kCHUNK;
+        int const thread = opaque(Scope::thread());
+        auto const* const own = static_cast<uint8_t const*>(source) + thread * kBYTES;
+        CTX_UNROLL
+        for (int i = 0; i < kPER_THREAD; ++i)
+        {
+            int const item = i * Scope::kTHREADS + thread;
+            void* const target = IS_QUANTISED
+                ? static_cast<void*>(waiting(tile, item))
+                : static_cast<void*>(tile + Rows::chunkOffset(item / Rows::kCHUNKS, item % Rows::kCHUNKS));
+            copyAsync<kBYTES>(target, own + i * Scope::kTHREADS * kBYTES);
+        }
+    }
+
+    template <bool IS_QUANTISED>
+    static CTX_DEVICE void beginPart(
+        uint16_t* tile, void const* cache, CachePlace const& place, int64_t firstSlot, int32_t keys)
+    {
+        int const thread = opaque(Scope::thread());
+        CTX_UNROLL_BY(1)
+        for (int i = 0; i < kPER_THREAD; ++i)
+        {
+            int const item = i * Scope::kTHREADS + thread;
+            int const row = item / Rows::kCHUNKS;
+            int const chunk = item % Rows::kCHUNKS;
+            bool const valid = row < keys && chunk * kCHUNK < place.headDim;
+            int64_t const slot = place.firstRow + place.layout.slotAfter(firstSlot, valid ? row : 0);
+            int64_t const offset = slot * place.headDim + (valid ? chunk * kCHUNK : 0);
+            if constexpr (IS_QUANTISED)
+            {
+                copyAsync<8>(waiting(tile, item), static_cast<uint8_t const*>(cache) + offset, valid);
+            }
+            else
+            {
+                copyAsync<16>(
+                    tile + Rows::chunkOffset(row, chunk), static_cast<uint16_t const*>(cache) + offset, valid);
+            }
+        }
+    }
+
     template <int FIRST, int COUNT>
     static CTX_DEVICE void expandItems(uint16_t* tile, int32_t cacheType)
     {

@@ -53,13 +53,34 @@ CTX_DEVICE void startQueries(WarpQueries<DIM, FRAGMENTS>& queries, CtxSinkWindow
     }
 }
 
+// The rows of a tile that a lane addresses when the warp loads matrices. Matrices 16 rows on are a constant further.
+template <int DIM>
+struct LaneRows
+{
+    SharedAddress row;
+    uint32_t chunk; // the lane's of two, permuted
+
+    // `row` of the tile, `chunk` 0 or 1.
+    static CTX_DEVICE LaneRows of(uint16_t const* tile, uint32_t row, uint32_t chunk)
+    {
+        return LaneRows{sharedAddress(tile) + row * DIM * 2, chunk ^ TileRows<DIM>::spreadOf(row)};
+    }
+
+    // Of matrices `rows` rows below, in the row's chunks 2 * pair and 2 * pair + 1.
+    CTX_DEVICE SharedAddress at(uint32_t rows, uint32_t pair) const
+    {
+        return row + rows * DIM * 2 + (chunk ^ (2 * pair)) * kCHUNK * 2;
+    }
+};
+
 // Products of the warp's queries with KEYS keys of a tile, from row `firstKey` of it on.
 template <typename T, int DIM, int FRAGMENTS, int KEYS>
 CTX_DEVICE void scoreKeys(
     FragmentC (&score)[FRAGMENTS][KEYS / 8], uint16_t const* query, int firstQuery, uint16_t const* key, int firstKey)
 {
-    using Rows = TileRows<DIM>;
-    int const lane = opaque(static_cast<int>(threadIdx.x) % kWARP_SIZE);
+    auto const lane = static_cast<uint32_t>(opaque(static_cast<int>(threadIdx.x) % kWARP_SIZE));
+    auto const queries = LaneRows<DIM>::of(query, firstQuery + lane % 16, lane / 16);
+    auto const keys = LaneRows<DIM>::of(key, firstKey + lane / 16 * 8 + lane % 8, lane / 8 % 2);
     CTX_UNROLL
     for (int f = 0; f < FRAGMENTS; ++f)
     {
@@ -69,22 +90,20 @@ CTX_DEVICE void scoreKeys(
             score[f][n] = FragmentC{};
         }
     }
-    CTX_UNROLL_BY(2)
+    CTX_UNROLL_BY(4)
     for (int k = 0; k < DIM / 16; ++k)
     {
         FragmentA a[FRAGMENTS];
         CTX_UNROLL
         for (int f = 0; f < FRAGMENTS; ++f)
         {
-            Matrices const m
-                = loadMatrices(query + Rows::chunkOffset(firstQuery + 16 * f + lane % 16, 2 * k + lane / 16));
+            Matrices const m = loadMatrices(queries.at(16 * f, k));
             a[f] = FragmentA{{m.values[0], m.values[1], m.values[2], m.values[3]}};
         }
         CTX_UNROLL
         for (int n = 0; n < KEYS / 16; ++n)
         {
-            int const row = firstKey + 16 * n + lane / 16 * 8 + lane % 8;
-            Matrices const m = loadMatrices(key + Rows::chunkOffset(row, 2 * k + lane / 8 % 2));
+            Matrices const m = loadMatrices(keys.at(16 * n, k));
             CTX_UNROLL
             for (int f = 0; f < FRAGMENTS; ++f)
             {
@@ -190,10 +209,40 @@ CTX_DEVICE float rowSum(float value)
     return value + __shfl_xor_sync(kFULL_WARP, value, 2);
 }
 
-// Scores become weights 2^(score * perScore - maximum); sums so far are scaled to the new maximum.
+// Sums so far are scaled to new maxima; where no row of the warp has one, there is nothing to do.
+template <int DIM, int FRAGMENTS>
+CTX_DEVICE void scaleSums(WarpQueries<DIM, FRAGMENTS>& queries, float const (&factor)[FRAGMENTS][2])
+{
+    bool isScaled = false;
+    CTX_UNROLL
+    for (int f = 0; f < FRAGMENTS; ++f)
+    {
+        isScaled = isScaled || factor[f][0] != 1.0F || factor[f][1] != 1.0F;
+    }
+    if (!__any_sync(kFULL_WARP, isScaled))
+    {
+        return;
+    }
+    CTX_UNROLL
+    for (int f = 0; f < FRAGMENTS; ++f)
+    {
+        CTX_UNROLL
+        for (int n = 0; n < DIM / 8; ++n)
+        {
+            CTX_UNROLL
+            for (int i = 0; i < 4; ++i)
+            {
+                queries.sum[f][n].values[i] *= factor[f][i / 2];
+            }
+        }
+    }
+}
+
+// Scores become weights 2^(score * perScore - maximum).
 template <int DIM, int FRAGMENTS, int TILES>
 CTX_DEVICE void weighScores(FragmentC (&score)[FRAGMENTS][TILES], WarpQueries<DIM, FRAGMENTS>& queries, float perScore)
 {
+    float factor[FRAGMENTS][2];
     CTX_UNROLL
     for (int f = 0; f < FRAGMENTS; ++f)
     {
@@ -207,7 +256,7 @@ CTX_DEVICE void weighScores(FragmentC (&score)[FRAGMENTS][TILES], WarpQueries<DI
                 maximum = fmaxf(maximum, fmaxf(score[f][n].values[2 * half], score[f][n].values[2 * half + 1]));
             }
             SoftmaxState& state = queries.softmax[f][half];
-            float const factor = state.raiseFast(rowMaximum(maximum) * perScore);
+            factor[f][half] = state.raiseFast(rowMaximum(maximum) * perScore);
             float const offset = -SoftmaxState::reference(state.maximum);
             CTX_UNROLL
             for (int n = 0; n < TILES; ++n)
@@ -220,14 +269,9 @@ CTX_DEVICE void weighScores(FragmentC (&score)[FRAGMENTS][TILES], WarpQueries<DI
                     state.denominator += weight;
                 }
             }
-            CTX_UNROLL
-            for (int n = 0; n < DIM / 8; ++n)
-            {
-                queries.sum[f][n].values[2 * half] *= factor;
-                queries.sum[f][n].values[2 * half + 1] *= factor;
-            }
         }
     }
+    scaleSums(queries, factor);
 }
 
 // Adds the values of KEYS keys, from row `firstKey` of a tile on, with their weights.
@@ -235,8 +279,8 @@ template <typename T, int DIM, int FRAGMENTS, int KEYS>
 CTX_DEVICE void addValues(WarpQueries<DIM, FRAGMENTS>& queries, FragmentC const (&weight)[FRAGMENTS][KEYS / 8],
     uint16_t const* value, int firstKey)
 {
-    using Rows = TileRows<DIM>;
-    int const lane = opaque(static_cast<int>(threadIdx.x) % kWARP_SIZE);
+    auto const lane = static_cast<uint32_t>(opaque(static_cast<int>(threadIdx.x) % kWARP_SIZE));
+    auto const values = LaneRows<DIM>::of(value, firstKey + lane % 16, lane / 16);
     CTX_UNROLL
     for (int k = 0; k < KEYS / 16; ++k)
     {
@@ -252,8 +296,7 @@ CTX_DEVICE void addValues(WarpQueries<DIM, FRAGMENTS>& queries, FragmentC const 
         CTX_UNROLL
         for (int n = 0; n < DIM / 16; ++n)
         {
-            Matrices const m
-                = loadMatricesTransposed(value + Rows::chunkOffset(firstKey + 16 * k + lane % 16, 2 * n + lane / 16));
+            Matrices const m = loadMatricesTransposed(values.at(16 * k, n));
             CTX_UNROLL
             for (int f = 0; f < FRAGMENTS; ++f)
             {
