@@ -15,7 +15,7 @@ import pytest
 from ctx_export.ops.reference import AttentionCase, sink_window_attention
 from ctx_export.ops.spec import Rotation
 from tests.kernels.attention_cases import Shape, make_case, prepare, run_case
-from tests.kernels.kernel_library import DTYPES, KernelError, KernelLibrary
+from tests.kernels.kernel_library import DTYPES, KernelLibrary
 from tests.kernels.torch_attention import attention
 
 FLOAT32_TOLERANCE = 2e-5  # float32 arithmetic on values of size 1
@@ -545,80 +545,3 @@ def test_splits_of_a_sequence_agree(library):
         y, key, value = run_case(library, case, "float32")
         np.testing.assert_allclose(y, expected[:, :, part], rtol=0, atol=1e-6)
         begin += count
-
-
-WRONG: dict[str, dict[str, Any]] = {
-    "head dimension 12 is not supported": {"headDim": 12},
-    "head dimension 264 is not supported": {"headDim": 264},
-    "query heads 3": {"queryHeads": 3},
-    "sinks is -1": {"sinks": -1},
-    "and window -2": {"window": -2},
-    "a bounded cache of 8 slots": {"bounded": 1, "sinks": 8},
-    "scale is nan": {"scale": float("nan")},
-    "softcap -1": {"softcap": -1.0},
-    "rotary_dim is 33": {"rotaryDim": 33},
-    "inv_freq or multiplier is missing": {"rotaryDim": 32},
-    "rotation is 3": {"rotation": 3},
-    "rotation is 1 with rotary_dim 0": {"rotation": 1},
-    "rotation is 0 .* sink_position 5": {"sinkPosition": 5},
-    "and sink_position -1": {"sinkPosition": -1},
-    "cache type 3 is unknown": {"cacheType": 3},
-    "give both for a quantised cache": {"cacheType": 1},
-    "data type 5 is unknown": {"dataType": 5},
-    "must have memory": {"query": None},
-    "seen and new must have memory": {"seen": None},
-    "sizes must not be negative": {"rows": -1},
-    "each below 2\\^31": {"capacity": 2**31},
-    "at most 2\\^37 elements": {"batch": 2**15, "capacity": 2**16},
-    "q has 65536 x 65536 x 1 rows": {
-        "batch": 2**16,
-        "queryHeads": 2**16,
-        "kvHeads": 2**16,
-        "rows": 1,
-        "capacity": 1,
-        "headDim": 8,
-    },
-}
-
-
-@pytest.mark.parametrize("fault", WRONG)
-def test_wrong_parameters_are_refused_with_a_message(library, fault):
-    case = make_case(Shape(seen=(0,), new=(2,), rows=2, capacity=8, kv_heads=2))
-    call = prepare(case, "float32", alias=False)
-    for name, value in WRONG[fault].items():
-        setattr(call.params, name, value)
-    with pytest.raises(KernelError, match=fault):
-        library.run("ctxSinkWindowAttention", call, ())
-
-
-def test_misaligned_memory_is_refused(library):
-    case = make_case(Shape(seen=(0,), new=(2,), rows=2, capacity=8))
-    call = prepare(case, "float32", alias=False)
-    call.params.query += 4
-    with pytest.raises(KernelError, match="aligned to 16 bytes"):
-        library.run("ctxSinkWindowAttention", call, ())
-    for name in ("seen", "newTokens", "headSink"):
-        call = prepare(replace(case, head_sink=np.zeros(1)), "float32", alias=False)
-        setattr(call.params, name, getattr(call.params, name) + 1)
-        with pytest.raises(KernelError, match="the others to their elements"):
-            library.run("ctxSinkWindowAttention", call, ())
-
-
-@pytest.mark.parametrize(
-    ("present", "other", "offset"),
-    [
-        ("presentKey", "pastKey", 64),
-        ("presentValue", "pastValue", -64),
-        ("presentKey", "presentValue", 0),
-        ("presentKey", "presentValue", 32),
-        ("presentKey", "pastValue", 0),
-        ("presentValue", "pastKey", 0),
-        ("presentValue", "pastKey", 16),
-    ],
-)
-def test_overlapping_caches_are_refused(library, present, other, offset):
-    case = make_case(Shape(seen=(0,), new=(2,), rows=2, capacity=8))
-    call = prepare(case, "float32", alias=False)
-    setattr(call.params, present, getattr(call.params, other) + offset)
-    with pytest.raises(KernelError, match="the caches overlap"):
-        library.run("ctxSinkWindowAttention", call, ())
