@@ -22,13 +22,13 @@ struct TileRows
     static_assert(DIM % 16 == 0, "a matrix instruction takes 16 dims");
 
     // What a row's chunks are permuted by: the same 16 rows on.
-    static CTX_HOST_DEVICE uint32_t spreadOf(uint32_t row)
+    static constexpr CTX_HOST_DEVICE uint32_t spreadOf(uint32_t row)
     {
         return row * kSPREAD / 8 % kSPREAD;
     }
 
     // In elements.
-    static CTX_HOST_DEVICE uint32_t chunkOffset(uint32_t row, uint32_t chunk)
+    static constexpr CTX_HOST_DEVICE uint32_t chunkOffset(uint32_t row, uint32_t chunk)
     {
         return (row * kCHUNKS + (chunk ^ spreadOf(row))) * kCHUNK;
     }
@@ -37,7 +37,34 @@ struct TileRows
     {
         return chunkOffset(row, dim / kCHUNK) + dim % kCHUNK;
     }
+
+    // Whether any 8 consecutive rows hold one chunk each in the 8 different groups of 4 banks.
+    static constexpr bool isFreeOfConflicts()
+    {
+        constexpr uint32_t kGROUPS = 8;
+        for (uint32_t first = 0; first < 2 * kGROUPS; ++first)
+        {
+            for (uint32_t chunk = 0; chunk < kCHUNKS; ++chunk)
+            {
+                uint32_t groups = 0;
+                for (uint32_t row = first; row < first + kGROUPS; ++row)
+                {
+                    groups |= 1U << (chunkOffset(row, chunk) / kCHUNK % kGROUPS);
+                }
+                if (groups != (1U << kGROUPS) - 1)
+                {
+                    return false;
+                }
+            }
+        }
+        return true;
+    }
 };
+
+static_assert(TileRows<64>::isFreeOfConflicts() && TileRows<80>::isFreeOfConflicts()
+        && TileRows<96>::isFreeOfConflicts() && TileRows<128>::isFreeOfConflicts()
+        && TileRows<256>::isFreeOfConflicts(),
+    "a load of matrices from shared memory takes one pass");
 
 // The threads that work on a tile together.
 template <int THREADS>

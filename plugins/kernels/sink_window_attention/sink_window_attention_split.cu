@@ -189,8 +189,7 @@ GridPlan planGrid(SinkWindowAttentionParams const& params, BlockShape const& sha
     int64_t const room = params.workspace == nullptr ? 0 : smaller(held, kMAX_PARTIAL_ROWS) / rows;
     int64_t const limit = smaller(maxSplits(params), room);
     int64_t const resident = limit > 1 ? residentBlocks(shape) : 0;
-    // More blocks than the device runs at a time need no splits, whatever the last wave.
-    int64_t const splits = blocks < resident ? fillingSplits(blocks, resident, limit) : 1;
+    int64_t const splits = resident > 0 ? fillingSplits(blocks, resident, limit) : 1;
     return GridPlan{static_cast<uint32_t>(tiles), static_cast<uint32_t>(splits)};
 }
 
