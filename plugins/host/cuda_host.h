@@ -107,22 +107,8 @@ inline int __any_sync(unsigned mask, int predicate)
     return any ? 1 : 0;
 }
 
-enum cudaDeviceAttr
+inline cudaError_t cudaGetLastError()
 {
-    cudaDevAttrMultiProcessorCount = 16,
-    cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81
-};
-
-// A small GPU, so that calls of a test's size have more multiprocessors than blocks.
-inline cudaError_t cudaGetDevice(int* device)
-{
-    *device = 0;
-    return cudaSuccess;
-}
-
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int)
-{
-    *value = attribute == cudaDevAttrMultiProcessorCount ? 12 : 100 * 1024;
     return cudaSuccess;
 }
 
@@ -150,6 +136,13 @@ namespace host
 cudaError_t runGrid(LaunchShape const& shape, void (*thread)(void*), void* argument);
 
 } // namespace host
+
+// Of a small GPU, so that calls of a test's size have more multiprocessors than blocks.
+template <typename... Params>
+int64_t residentBlocks(void (*)(Params...), int32_t, size_t)
+{
+    return 12;
+}
 
 template <typename... Params, typename... Arguments>
 cudaError_t launch(void (*kernel)(Params...), LaunchShape const& shape, cudaStream_t, Arguments const&... arguments)

@@ -25,6 +25,7 @@ struct LaunchResult
         {
             return {};
         }
+        cudaGetLastError(); // what is reported here is not left for the application to find
         return LaunchResult{CTX_STATUS_LAUNCH_FAILED,
             message(what, " was not launched: ", cudaGetErrorString(error), " (CUDA error ", static_cast<int>(error),
                 "); check that this GPU's architecture is one the library was built for")};

@@ -197,6 +197,15 @@ def test_ring_of_one_slot_and_ring_shorter_than_a_tile(library, dtype):
         assert_matches_reference(library, shape)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_more_heads_than_take_turns_with_their_tiles(library, dtype):
+    """Caches of 16 MB are worked on at a time: here two or three sections, the last smaller."""
+    shape = Shape(
+        seen=(0,), new=(130,), rows=130, capacity=6144, dim=128, kv_heads=7, groups=2, dtype=dtype
+    )
+    assert_matches_reference(library, shape, alias=True)
+
+
 SPLIT_DIMS = {"float32": (64, 128, 256), "float16": (64, 80, 256), "bfloat16": (96, 128, 256)}
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kernels.attention_cases import Shape, make_case, prepare
-from tests.kernels.kernel_library import KernelError
+from tests.kernels.attention_cases import Shape, make_case, prepare, run_case
+from tests.kernels.kernel_library import DTYPES, KernelError
 
 WRONG: dict[str, dict[str, Any]] = {
     "head dimension 12 is not supported": {"headDim": 12},
@@ -17,6 +17,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "query heads 3": {"queryHeads": 3},
     "sinks is -1": {"sinks": -1},
     "and window -2": {"window": -2},
+    f"and window {2**62 + 1}": {"window": 2**62 + 1},
+    f"sinks is {2**62 + 1}": {"sinks": 2**62 + 1},
     "a bounded cache of 8 slots": {"bounded": 1, "sinks": 8},
     "scale is nan": {"scale": float("nan")},
     "softcap -1": {"softcap": -1.0},
@@ -86,3 +88,11 @@ def test_overlapping_caches_are_refused(library, present, other, offset):
     setattr(call.params, present, getattr(call.params, other) + offset)
     with pytest.raises(KernelError, match="the caches overlap"):
         library.run("ctxSinkWindowAttention", call, ())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_window_is_unlimited(library, dtype):
+    case = make_case(Shape(seen=(0,), new=(70,), rows=70, capacity=70, dtype=dtype))
+    unlimited, *_ = run_case(library, case, dtype)
+    y, *_ = run_case(library, replace(case, window=2**62), dtype)
+    np.testing.assert_array_equal(y, unlimited)

@@ -20,7 +20,7 @@ import click
 BUILD = Path(__file__).resolve().parents[2] / "build" / "plugins"
 KERNELS: dict[str, int] = {
     "attendPrefill": 10,  # head dimensions 64, 80, 96, 128 and 256 in float16 and bfloat16
-    "attendDecode": 6,  # 64, 128 and 256
+    "attendDecode": 10,  # likewise
     "attendScalar": 6,  # float32: 64, 128 and 256, for few rows and many
     "writeCache": 6,  # three element types, packed or not
     "mergeSplits": 1,

@@ -40,19 +40,42 @@ struct LaunchShape
 // Dynamic shared memory above this needs the kernel's opt-in, which holds for the current device only.
 constexpr size_t kDEFAULT_SHARED_BYTES = 48 * 1024;
 
+// No operation of a stream, so it may happen while one is captured.
+template <typename... Params>
+cudaError_t allowShared(void (*kernel)(Params...), size_t sharedBytes)
+{
+    return sharedBytes <= kDEFAULT_SHARED_BYTES
+        ? cudaSuccess
+        : cudaFuncSetAttribute(reinterpret_cast<void const*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+              static_cast<int>(sharedBytes));
+}
+
+// Blocks of the kernel that the current device runs at a time; 0 if it does not say. No operation of a stream either.
+template <typename... Params>
+int64_t residentBlocks(void (*kernel)(Params...), int32_t threads, size_t sharedBytes)
+{
+    int device = 0;
+    int processors = 0;
+    int perProcessor = 0;
+    if (allowShared(kernel, sharedBytes) != cudaSuccess || cudaGetDevice(&device) != cudaSuccess
+        || cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess
+        || cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+               &perProcessor, reinterpret_cast<void const*>(kernel), threads, sharedBytes)
+            != cudaSuccess)
+    {
+        cudaGetLastError();
+        return 0;
+    }
+    return static_cast<int64_t>(processors) * perProcessor;
+}
+
 template <typename... Params, typename... Arguments>
 cudaError_t launch(
     void (*kernel)(Params...), LaunchShape const& shape, cudaStream_t stream, Arguments const&... arguments)
 {
-    // No operation of the stream, so it may happen while the stream is captured.
-    if (shape.sharedBytes > kDEFAULT_SHARED_BYTES)
+    if (cudaError_t const status = allowShared(kernel, shape.sharedBytes); status != cudaSuccess)
     {
-        cudaError_t const status = cudaFuncSetAttribute(reinterpret_cast<void const*>(kernel),
-            cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.sharedBytes));
-        if (status != cudaSuccess)
-        {
-            return status;
-        }
+        return status;
     }
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(shape.blocks));

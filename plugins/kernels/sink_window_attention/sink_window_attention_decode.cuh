@@ -112,16 +112,23 @@ CTX_DEVICE void attendStep(typename Traits::Queries& queries, DecodeShared<Trait
     beginStep<Traits>(value, params.presentValue, call, tile + Traits::kSTAGES, end);
 }
 
-// The block's tiles [begin, end), all met by the same queries.
+// Begins the copies of the warp's first steps of tiles [begin, end).
 template <typename Traits>
-CTX_DEVICE void attendTiles(typename Traits::Queries& queries, DecodeShared<Traits>& shared,
-    CtxSinkWindowAttentionParams const& params, int32_t begin, int32_t end)
+CTX_DEVICE void beginTiles(
+    DecodeShared<Traits>& shared, CtxSinkWindowAttentionParams const& params, int32_t begin, int32_t end)
 {
     for (int stage = 0; stage < Traits::kSTAGES; ++stage)
     {
         beginStep<Traits>(shared.key[warpIndex()][stage], params.presentKey, shared.call, begin + stage, end);
         beginStep<Traits>(shared.value[warpIndex()][stage], params.presentValue, shared.call, begin + stage, end);
     }
+}
+
+// The block's tiles [begin, end), all met by the same queries; their copies have begun.
+template <typename Traits>
+CTX_DEVICE void attendTiles(typename Traits::Queries& queries, DecodeShared<Traits>& shared,
+    CtxSinkWindowAttentionParams const& params, int32_t begin, int32_t end)
+{
     int stage = 0;
     CTX_UNROLL_BY(1)
     for (int32_t tile = begin; tile < end; ++tile)
@@ -141,7 +148,10 @@ CTX_DEVICE void shareSums(DecodeShared<Traits>& shared, typename Traits::Queries
     {
         int const row = laneRow(0, half);
         float const denominator = rowSum(queries.softmax[0][half].denominator);
-        shared.state[warpIndex()][row] = SoftmaxState{queries.softmax[0][half].maximum, denominator};
+        if (threadIdx.x % 4 == 0)
+        {
+            shared.state[warpIndex()][row] = SoftmaxState{queries.softmax[0][half].maximum, denominator};
+        }
         float* const sums = shared.sums(warpIndex(), row) + laneColumn();
         CTX_UNROLL
         for (int n = 0; n < Traits::kDIM / 8; ++n)
@@ -233,6 +243,7 @@ attendDecode(CtxSinkWindowAttentionParams const params, GridPlan const grid)
     {
         bool const isSinks = call.tiles.isSinkTile(begin) && hasSinkQuery(params);
         int32_t const end = isSinks && call.tiles.sinkTiles < call.share.end ? call.tiles.sinkTiles : call.share.end;
+        beginTiles<Traits>(shared, params, begin, end);
         __syncthreads(); // the sinks' queries are read
         placeQueries<T, Traits::kDIM, Traits::kTILE_ROWS, Scope>(shared.query, params, call, shared.rotation, isSinks);
         attendTiles<Traits>(queries, shared, params, begin, end);
@@ -249,19 +260,24 @@ LaunchResult launchAttendDecode(SinkWindowAttentionParams const& params, cudaStr
 {
     static_assert(sizeof(DecodeShared<Traits>) <= kMAX_SHARED_BYTES, "a tile fits every GPU's shared memory");
     BlockShape const shape{Traits::kTILE_ROWS, Traits::kTILE_KEYS, Traits::kTHREADS, sizeof(DecodeShared<Traits>)};
-    GridPlan const grid = planGrid(params, shape);
-    LaunchResult const result = LaunchResult::fromCuda(
-        launch(attendDecode<Traits>, launchShape(params, grid, shape), stream, params, grid), "attendDecode");
-    return result.isSuccess() ? launchMerge(params, grid, stream) : result;
+    return launchAttend(params, shape, attendDecode<Traits>, stream, "attendDecode");
 }
 
-// 64 KB of keys and values under way in each block.
+// 48 to 64 KB of keys and values under way in each block.
 template <typename T>
 LaunchResult launchDecode(SinkWindowAttentionParams const& params, cudaStream_t stream)
 {
     if (params.headDim <= 64)
     {
         return launchAttendDecode<DecodeTraits<T, 64, 4, 4>>(params, stream);
+    }
+    if (params.headDim <= 80)
+    {
+        return launchAttendDecode<DecodeTraits<T, 80, 4, 3>>(params, stream);
+    }
+    if (params.headDim <= 96)
+    {
+        return launchAttendDecode<DecodeTraits<T, 96, 4, 2>>(params, stream);
     }
     if (params.headDim <= 128)
     {

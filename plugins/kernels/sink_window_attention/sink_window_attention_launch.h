@@ -33,9 +33,25 @@ struct BlockShape
     size_t sharedBytes;
 };
 
-// How many blocks take part, on this device and with the call's workspace.
-GridPlan planGrid(SinkWindowAttentionParams const& params, BlockShape const& shape);
+// Splits that the call's keys and workspace allow.
+int64_t splitLimit(SinkWindowAttentionParams const& params);
+
+GridPlan planGrid(
+    SinkWindowAttentionParams const& params, BlockShape const& shape, int64_t splitLimit, int64_t residentBlocks);
 
 LaunchShape launchShape(SinkWindowAttentionParams const& params, GridPlan const& grid, BlockShape const& shape);
+
+// Launches an attention kernel, with as many blocks as suit this device, and the merge of its splits.
+template <typename Kernel>
+LaunchResult launchAttend(SinkWindowAttentionParams const& params, BlockShape const& shape, Kernel kernel,
+    cudaStream_t stream, char const* what)
+{
+    int64_t const limit = splitLimit(params);
+    int64_t const resident = limit > 1 ? residentBlocks(kernel, shape.threads, shape.sharedBytes) : 0;
+    GridPlan const grid = planGrid(params, shape, limit, resident);
+    LaunchResult const result
+        = LaunchResult::fromCuda(launch(kernel, launchShape(params, grid, shape), stream, params, grid), what);
+    return result.isSuccess() ? launchMerge(params, grid, stream) : result;
+}
 
 } // namespace ctx

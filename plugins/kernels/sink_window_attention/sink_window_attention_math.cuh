@@ -179,7 +179,7 @@ struct LogitScale
 };
 
 // Running softmax of one query: weights are 2^(logit - maximum).
-struct SoftmaxState
+struct alignas(8) SoftmaxState
 {
     float maximum;
     float denominator;

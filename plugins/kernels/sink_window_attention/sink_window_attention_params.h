@@ -14,6 +14,7 @@ struct SinkWindowAttentionParams : CtxSinkWindowAttentionParams
     static constexpr int64_t kHEAD_DIM_STEP = 8;
     static constexpr int64_t kMAX_HEAD_DIM = 256;
     static constexpr uintptr_t kALIGNMENT = 16;
+    static constexpr int64_t kMAX_TOKENS = int64_t{1} << 62;
 
     bool isEmpty() const
     {
@@ -71,9 +72,9 @@ private:
 
     std::string validateAttributes() const
     {
-        if (sinks < 0 || window < 0)
+        if (sinks < 0 || window < 0 || sinks > kMAX_TOKENS || window > kMAX_TOKENS)
         {
-            return message("sinks is ", sinks, " and window ", window, ": neither may be negative");
+            return message("sinks is ", sinks, " and window ", window, ": neither may be negative or above 2^62");
         }
         if (bounded != 0 && bounded != 1)
         {

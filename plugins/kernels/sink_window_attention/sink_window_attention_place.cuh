@@ -42,22 +42,30 @@ struct TilePlace
 };
 
 // How a call is cut into blocks: for each sequence and key-value head tiles of packed rows, and each of those split
-// over the keys.
+// over the keys. Tiles with the most keys come first, so that none begins late. The heads of a section take turns with
+// their tiles: the keys and values of a section stay in the L2 cache.
 struct GridPlan
 {
     uint32_t tilesPerHead;
     uint32_t splits;
+    uint32_t heads; // of all sequences
+    uint32_t sectionHeads;
 
-    // A block's tile of `tileRows` queries, of a head those with the most keys first, and its split.
+    // A block's tile of `tileRows` queries, and its split.
     CTX_HOST_DEVICE TilePlace placeOf(
         CtxSinkWindowAttentionParams const& params, uint32_t block, uint32_t tileRows, uint32_t& split) const
     {
         split = block % splits;
-        uint32_t const tile = tilesPerHead - 1 - block / splits % tilesPerHead;
-        int64_t const head = block / splits / tilesPerHead;
-        auto const groups = static_cast<uint32_t>(params.queryHeads / params.kvHeads);
-        return TilePlace{head / params.kvHeads, head % params.kvHeads, groups, tile * tileRows,
-            groups * static_cast<uint32_t>(params.rows)};
+        uint32_t const tileOfAll = block / splits;
+        uint32_t const firstHead = tileOfAll / (sectionHeads * tilesPerHead) * sectionHeads;
+        auto const inSection = static_cast<uint32_t>(smaller(sectionHeads, heads - firstHead));
+        uint32_t const index = tileOfAll - firstHead * tilesPerHead;
+        uint32_t const tile = tilesPerHead - 1 - index / inSection;
+        uint32_t const head = firstHead + index % inSection;
+        auto const kvHeads = static_cast<uint32_t>(params.kvHeads);
+        uint32_t const groups = static_cast<uint32_t>(params.queryHeads) / kvHeads;
+        return TilePlace{
+            head / kvHeads, head % kvHeads, groups, tile * tileRows, groups * static_cast<uint32_t>(params.rows)};
     }
 };
 

@@ -31,9 +31,10 @@ struct PrefillShared
     alignas(16) uint16_t query[Traits::kTILE_ROWS * Traits::kDIM];
     alignas(16) uint16_t key[Traits::kTILE_KEYS * Traits::kDIM];
     alignas(16) uint16_t value[Traits::kTILE_KEYS * Traits::kDIM];
-    SharedRotation<Traits::kDIM> rotation;
     int32_t token[Traits::kTILE_ROWS]; // of each row, less that of the first
     BlockCall call;                    // here because registers are scarce
+    // Last, because a call that rotates nothing does without: small GPUs then run two blocks at head dimension 96.
+    alignas(16) SharedRotation<Traits::kDIM> rotation;
 };
 
 // Packed row of the warp's first query.
@@ -71,7 +72,10 @@ CTX_DEVICE void storePartials(CtxSinkWindowAttentionParams const& params, GridPl
                 continue;
             }
             int64_t const index = partials.index(params, call.place, packedRow, call.split);
-            partials.states[index] = SoftmaxState{queries.softmax[f][half].maximum, denominator};
+            if (threadIdx.x % 4 == 0)
+            {
+                partials.states[index] = SoftmaxState{queries.softmax[f][half].maximum, denominator};
+            }
             float* const sums = partials.sums + index * params.headDim + laneColumn();
             CTX_UNROLL
             for (int n = 0; n < Traits::kDIM / 8; ++n)
@@ -239,11 +243,10 @@ template <typename Traits>
 LaunchResult launchAttendPrefill(SinkWindowAttentionParams const& params, cudaStream_t stream)
 {
     static_assert(sizeof(PrefillShared<Traits>) <= kMAX_SHARED_BYTES, "a tile fits every GPU's shared memory");
-    BlockShape const shape{Traits::kTILE_ROWS, Traits::kTILE_KEYS, Traits::kTHREADS, sizeof(PrefillShared<Traits>)};
-    GridPlan const grid = planGrid(params, shape);
-    LaunchResult const result = LaunchResult::fromCuda(
-        launch(attendPrefill<Traits>, launchShape(params, grid, shape), stream, params, grid), "attendPrefill");
-    return result.isSuccess() ? launchMerge(params, grid, stream) : result;
+    size_t const sharedBytes
+        = params.rotaryDim > 0 ? sizeof(PrefillShared<Traits>) : offsetof(PrefillShared<Traits>, rotation);
+    BlockShape const shape{Traits::kTILE_ROWS, Traits::kTILE_KEYS, Traits::kTHREADS, sharedBytes};
+    return launchAttend(params, shape, attendPrefill<Traits>, stream, "attendPrefill");
 }
 
 template <typename T>

@@ -187,7 +187,10 @@ CTX_DEVICE void storeRows(WarpRows<Traits>& rows, SharedTile<Traits> const& shar
         {
             int64_t const index = partials.index(params, place, packedRow, shared.call.split);
             storeRow<Traits>(partials.sums + index * headDim, rows.lane, headDim, rows.sum[r]);
-            partials.states[index] = SoftmaxState{rows.softmax[r].maximum, denominator};
+            if (rows.lane == 0)
+            {
+                partials.states[index] = SoftmaxState{rows.softmax[r].maximum, denominator};
+            }
             continue;
         }
         float const fill = fillOf(shared.call.sequence, place.tokenOf(packedRow));
@@ -233,10 +236,7 @@ LaunchResult launchAttendScalar(SinkWindowAttentionParams const& params, cudaStr
     static_assert(sizeof(SharedTile<Traits>) <= kMAX_SHARED_BYTES, "a tile fits every GPU's shared memory");
     static_assert(alignof(SharedTile<Traits>) <= 16, "dynamic shared memory is aligned to 16 bytes");
     BlockShape const shape{Traits::kTILE_ROWS, Traits::kTILE_KEYS, Traits::kTHREADS, sizeof(SharedTile<Traits>)};
-    GridPlan const grid = planGrid(params, shape);
-    LaunchResult const result = LaunchResult::fromCuda(
-        launch(attendScalar<Traits>, launchShape(params, grid, shape), stream, params, grid), "attendScalar");
-    return result.isSuccess() ? launchMerge(params, grid, stream) : result;
+    return launchAttend(params, shape, attendScalar<Traits>, stream, "attendScalar");
 }
 
 // Few rows (decode): small tiles, so that more warps have a row. Wide heads: half the rows, to fit shared memory.

@@ -6,6 +6,8 @@
 #include "kernels/sink_window_attention/sink_window_attention_launch.h"
 #include "kernels/sink_window_attention/sink_window_attention_math.cuh"
 
+#include <type_traits>
+
 namespace ctx
 {
 namespace
@@ -56,6 +58,20 @@ struct RowCopy
         return *reinterpret_cast<Pack<T, COUNT> const*>(source + dim);
     }
 
+    // As it is, in one access where a pack has 16 bytes.
+    template <int COUNT>
+    CTX_DEVICE void copy(int64_t dim) const
+    {
+        if (cacheType == CTX_CACHE_TYPE_SAME)
+        {
+            using Bytes = std::conditional_t<sizeof(T) * COUNT == kVECTOR_BYTES, Pack<uint32_t, 4>, Pack<T, COUNT>>;
+            *reinterpret_cast<Bytes*>(static_cast<T*>(cache) + target + dim)
+                = *reinterpret_cast<Bytes const*>(source + dim);
+            return;
+        }
+        storePack<T, COUNT>(cache, target + dim, load<COUNT>(dim), scale, cacheType);
+    }
+
     template <int COUNT>
     CTX_DEVICE void store(int64_t dim, Pack<T, COUNT> const& pack) const
     {
@@ -96,8 +112,8 @@ writeCache(CtxSinkWindowAttentionParams const params, RowPacks const packs)
     if (pack >= packs.pairPacks)
     {
         int64_t const dim = params.headDim - static_cast<int64_t>(packs.count - pack) * COUNT;
-        key.template store<COUNT>(dim, key.template load<COUNT>(dim));
-        value.template store<COUNT>(dim, value.template load<COUNT>(dim));
+        key.template copy<COUNT>(dim);
+        value.template copy<COUNT>(dim);
         return;
     }
     bool const interleaved = params.interleaved != 0;
@@ -115,8 +131,8 @@ writeCache(CtxSinkWindowAttentionParams const params, RowPacks const packs)
     rotatePacks<T, COUNT>(firstKeys, secondKeys, turns, interleaved);
     key.template store<COUNT>(first, firstKeys);
     key.template store<COUNT>(second, secondKeys);
-    value.template store<COUNT>(first, value.template load<COUNT>(first));
-    value.template store<COUNT>(second, value.template load<COUNT>(second));
+    value.template copy<COUNT>(first);
+    value.template copy<COUNT>(second);
 }
 
 template <typename T, int COUNT>
