@@ -221,3 +221,10 @@ def test_a_text_without_a_tokenizer_is_refused_before_any_work(lab, tmp_path):
     recipe = Recipe(model=str(lab.checkpoint), kv_cache_dtype="int8", calibration=text)
     with pytest.raises(UserError, match=r"has no tokenizer\.json: add it, or leave --calibration"):
         plan(recipe)
+
+
+def test_a_text_that_is_too_short_is_refused_before_any_work(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    with pytest.raises(UserError, match="give a text of at least 16"):
+        plan(Recipe(kv_cache_dtype="int8", calibration=text))

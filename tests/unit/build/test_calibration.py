@@ -128,6 +128,28 @@ def test_a_head_without_values_has_scale_1_and_damage_is_told(tmp_path, checkpoi
         calibrated(plan, own, None, SilentProgress())
 
 
+class Counted(SilentProgress):
+    """Keeps the updates of the stage "calibrating the cache"."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.updates: list[tuple[int, int]] = []
+
+    def stage(self, name: str) -> None:
+        self.stages.append(name)
+
+    def update(self, done: int, total: int) -> None:
+        assert self.stages[-1] == "calibrating the cache"
+        self.updates.append((done, total))
+
+
+def test_every_layer_is_progress(checkpoint):
+    plan, progress = planned(checkpoint, method="none", kv_cache_dtype="int8"), Counted()
+    calibrated(plan, checkpoint, None, progress)
+    total = MOST_TOKENS // tiny.ORIGINAL_CONTEXT * tiny.LAYERS
+    assert progress.updates == [(n, total) for n in range(1, total + 1)]
+
+
 def test_a_model_too_big_for_memory_is_calibrated_layer_by_layer(checkpoint, monkeypatch):
     plan = planned(checkpoint, method="none", kv_cache_dtype="int8")
     whole = calibrated(plan, checkpoint, None, SilentProgress())
@@ -156,6 +178,9 @@ def test_the_text_is_the_user_s_or_the_one_that_comes_along(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("The harbour was quiet before dawn. " * 5)
     assert calibration_tokens(own, text).tolist() == codec.encode(text.read_text())
+    words = "The harbour was quiet before dawn. " * 5000
+    text.write_text(words)
+    assert calibration_tokens(own, text).tolist() == codec.encode(words)[:MOST_TOKENS]
     text.write_text("Short.")
     with pytest.raises(UserError, match="give a text of at least 16"):
         calibration_tokens(own, text)
