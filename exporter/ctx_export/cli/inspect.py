@@ -47,7 +47,7 @@ def _package(report: Mapping[str, Any]) -> Iterator[Row]:
     yield (
         "KV cache",
         f"{format_bytes(report['cache_bytes_per_sequence'])} per sequence"
-        + (_quantised(report["kv_cache"])),
+        f"{_quantised(report['kv_cache'])}",
     )
     yield "precision", report["precision"]
     yield "weights", f"{report['weights'].get('storage', '?')}, {_files(report['weights'])}"

@@ -43,9 +43,8 @@ class Plan:
     cache_type: CacheType | None  # of a quantised cache, None: of the precision's type
     caches: tuple[CacheInfo, ...]  # per layer
     io: tuple[TensorInfo, ...]
-    scales: tuple[LayerScales, ...] | None = (
-        None  # per layer, once a quantised cache is calibrated
-    )
+    # Per layer, once a quantised cache is calibrated.
+    scales: tuple[LayerScales, ...] | None = None
 
     @property
     def cache_dtype(self) -> str:
