@@ -12,6 +12,7 @@ from ctx_export.validate.synthetic import Cache
 from ctx_export.validate.turning import Floats, Heads
 
 IMPLEMENTATION = "ctx_quantised"
+_PLAIN = "sdpa"  # transformers' own, which IMPLEMENTATION gives rounded keys and values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +86,17 @@ def as_held(cache: Cache, numbers: Sequence[CacheNumbers]) -> Cache:
     )
 
 
-def install(model: Any, layers: Iterable[Any], numbers: Iterable[CacheNumbers | None]) -> None:
-    """Make transformers' own attention of every layer read back what its cache can hold; None: all
-    that it is given."""
+def install(model: Any, layers: Iterable[Any], numbers: Iterable[CacheNumbers] | None) -> None:
+    """Make transformers' own attention of every layer read back what its cache can hold; None:
+    leave it as it is."""
+    if numbers is None:
+        model.config._attn_implementation = _PLAIN
+        return
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     AttentionInterface.register(IMPLEMENTATION, _attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    AttentionMaskInterface.register(IMPLEMENTATION, ALL_MASK_ATTENTION_FUNCTIONS[_PLAIN])
     model.config._attn_implementation = IMPLEMENTATION
     for layer, own in zip(layers, numbers, strict=True):
         layer.self_attn.cache_numbers = own
@@ -104,11 +108,10 @@ def _attention(
     """transformers' attention interface: heads [B,H,N,D] in."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    numbers: CacheNumbers | None = module.cache_numbers
-    if numbers is not None:
-        key = numbers.keys(key).to(query.dtype)
-        value = numbers.values(value).to(query.dtype)
-    result: tuple[Any, Any] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+    numbers: CacheNumbers = module.cache_numbers
+    key = numbers.keys(key).to(query.dtype)
+    value = numbers.values(value).to(query.dtype)
+    result: tuple[Any, Any] = ALL_ATTENTION_FUNCTIONS[_PLAIN](
         module, query, key, value, mask, **options
     )
     return result

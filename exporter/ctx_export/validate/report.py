@@ -18,15 +18,23 @@ MULTIPLIER_TOLERANCE = 1e-6
 # needs another cache, not another tolerance.
 QUANTISATION_LIMIT = 0.05
 
+_MEAN_LIMIT, _PEER = "mean limit", "PyTorch, same precision"
 _COLUMNS = (
     "position",
     "compared in",
     "max error",
     "mean error",
     "limit",
+    _MEAN_LIMIT,
     "transformers",
     "result",
 )
+_QUANTISED_LIMITS = """\
+Over a quantised cache a key or value near the middle between two of its numbers may be rounded one
+way in the package and the other in PyTorch, and each such rounding changes the logits by a part of
+what quantising changes. `limit` allows for a share of that change, `mean limit` holds the rows
+together to what few such roundings explain.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,16 +241,20 @@ class ValidationReport:
 
     def lines(self) -> list[str]:
         """For a terminal: a row per position, then the verdict."""
-        shown = _aligned([_COLUMNS, *(_cells(row) for row in merged(self.rows))])
+        columns = _columns(self.rows)
+        shown = _aligned([columns, *(_cells(row, columns) for row in merged(self.rows))])
         return [*shown, *self._remarks(), self.verdict()]
 
     def verdict(self) -> str:
         """One line: passed or not, the largest error and the rule."""
         worst = max((row.max_error for row in self.rows), default=math.inf)
+        reference = "PyTorch"
+        if self.quantisation is not None:
+            reference += f" over a cache of {self.quantisation.dtype}"
         if not self.passed:
-            state = f"DOES NOT AGREE with PyTorch ({'; '.join(self.failures)})"
+            state = f"DOES NOT AGREE with {reference} ({'; '.join(self.failures)})"
         else:
-            state = f"agrees with PyTorch up to position {self.reach}"
+            state = f"agrees with {reference} up to position {self.reach}"
         if self.max_context is not None and self.rows and self.reach < self.max_context - 1:
             state += f", NOT COMPARED beyond {self.reach} up to {self.max_context - 1}"
         return (
@@ -261,6 +273,8 @@ class ValidationReport:
             "model (float32 angles over its own\ntable), `own table` that of float64 angles over "
             "transformers' own float32 table; n/a where it\ncomputes nothing of the kind.\n"
         )
+        if self.quantisation is not None:
+            parts.append(_QUANTISED_LIMITS)
         parts.append(_markdown_table(self.rows))
         if self.engine is not None and self.engine.rows:
             parts.append(f"## Engine ({self.engine.runtime})\n\n{self.engine.rule}\n")
@@ -293,22 +307,49 @@ def merged(rows: Iterable[Row]) -> list[Row]:
 
 
 def _merged(group: Sequence[Row]) -> Row:
-    worst = max(group, key=lambda row: row.max_error / row.limit)
+    """It passes if and only if all of them do."""
+    worst = max(group, key=lambda row: _share(row.max_error, row.limit))
+    mean = max(group, key=lambda row: (_share(row.mean_error, row.mean_limit), row.mean_error))
     if worst.transformers is None:
         worst = replace(worst, transformers=_largest(row.transformers for row in group))
     how = ", ".join(row.how for row in group)
     if worst.compared != worst.last - worst.position + 1:
         how += f" of {worst.compared} rows"
-    return replace(worst, how=how, mean_error=max(row.mean_error for row in group))
+    return replace(worst, how=how, mean_error=mean.mean_error, mean_limit=mean.mean_limit)
+
+
+def _share(error: float, limit: float | None) -> float:
+    """An error's share of its limit."""
+    if not math.isfinite(error):
+        return math.inf
+    return 0.0 if limit is None else error / limit
 
 
 def _where(row: Row) -> str:
     return f"{row.position}…{row.last}" if row.is_range else str(row.position)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    figures = (row.max_error, row.mean_error, row.limit, row.transformers)
-    return (_where(row), row.how, *map(_text, figures), "ok" if row.passed else "FAILED")
+def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Names of the columns that these rows need."""
+    if any(row.mean_limit is not None for row in rows):
+        return _COLUMNS
+    return tuple(name for name in _COLUMNS if name != _MEAN_LIMIT)
+
+
+def _cells(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
+    cells = {
+        "position": _where(row),
+        "compared in": row.how,
+        "max error": _text(row.max_error),
+        "mean error": _text(row.mean_error),
+        "limit": _text(row.limit),
+        _MEAN_LIMIT: "" if row.mean_limit is None else _text(row.mean_limit),
+        "transformers": _text(row.transformers),
+        "own table": _text(row.own_table),
+        _PEER: "" if row.peer is None else _text(row.peer),
+        "result": "ok" if row.passed else "FAILED",
+    }
+    return tuple(cells[name] for name in columns)
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
@@ -324,22 +365,17 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _markdown_table(rows: Sequence[Row]) -> str:
-    header = (*_COLUMNS[:-1], "own table", "PyTorch, same precision", _COLUMNS[-1])
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for row in rows:
-        cells = _cells(_merged([row]))
-        peer = "" if row.peer is None else _text(row.peer)
-        lines.append(
-            "| " + " | ".join((*cells[:-1], _text(row.own_table), peer, cells[-1])) + " |"
-        )
+    columns = (*_columns(rows)[:-1], "own table", _PEER, "result")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cells(_merged([row]), columns)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
 def _quantisation_remark(loss: QuantisationSection) -> str:
     return (
-        f"a cache of {loss.dtype} changes the logits of PyTorch's cache of full precision by "
-        f"{_text(loss.mean_error)} in the mean (limit {loss.limit:g}), {_text(loss.max_error)} at "
-        "most"
+        f"the {loss.dtype} cache changes the logits by {_text(loss.mean_error)} in the mean "
+        f"(limit {loss.limit:g}), {_text(loss.max_error)} at most, against PyTorch over a cache "
+        "of full precision"
     )
 
 

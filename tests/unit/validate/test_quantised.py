@@ -108,6 +108,7 @@ def test_both_references_read_the_same_numbers(checkpoint, kind):
     assert np.abs(pairs.logits(TOKENS) - rounded).max() / scale < 1e-4
     for model in (theirs, pairs):
         model.hold(None)
+    assert theirs._model.config._attn_implementation == "sdpa"
     np.testing.assert_array_equal(theirs.logits(TOKENS)[0], plain)
     assert np.abs(pairs.logits(TOKENS) - plain).max() / scale < 1e-5
 

@@ -71,10 +71,13 @@ def test_what_a_quantised_cache_costs_is_told():
     told = replace(GOOD, quantisation=loss(0.003))
     assert told.passed
     line = (
-        "a cache of int8 changes the logits of PyTorch's cache of full precision by 3.0e-03 in "
-        "the mean (limit 0.05), 4.0e-01 at most"
+        "the int8 cache changes the logits by 3.0e-03 in the mean (limit 0.05), 4.0e-01 at most, "
+        "against PyTorch over a cache of full precision"
     )
     assert line in told.lines() and f"- {line}\n" in told.markdown()
+    assert told.verdict().startswith("agrees with PyTorch over a cache of int8 up to position")
+    assert "rounded one\nway in the package" in told.markdown()
+    assert "rounded one\nway in the package" not in GOOD.markdown()
     figures = {
         "dtype": "int8",
         "max_error": 0.4,
@@ -138,7 +141,8 @@ def test_every_ingredient_can_fail_a_report(failing, reason):
     assert not failing.passed
     assert failing.summary["passed"] is failing.to_json()["passed"] is False
     assert failing.to_json()["failures"] == [reason]
-    assert failing.verdict().startswith(f"DOES NOT AGREE with PyTorch ({reason})")
+    over = " over a cache of int8" if failing.quantisation else ""
+    assert failing.verdict().startswith(f"DOES NOT AGREE with PyTorch{over} ({reason})")
     assert failing.lines()[-1] == failing.verdict()
     assert failing.markdown().startswith(f"# Validation\n\n{failing.verdict()}\n")
 
@@ -265,6 +269,26 @@ def test_the_terminal_has_a_line_per_position_then_ranges():
     ]
 
 
+def test_a_limit_of_the_mean_has_its_column():
+    quantised = report(
+        row(7, limit=2e-3),
+        row(0, 9, mean_error=4e-5, mean_limit=3e-5),
+        row(0, 9, how="chunks", max_error=9e-4, mean_limit=2e-5),
+    )
+    assert quantised.lines()[:3] == [
+        "position  compared in      max error  mean error    limit  mean limit  transformers  "
+        "result",
+        "       7  prefill            1.0e-06     1.0e-07  2.0e-03                   2.0e-05  "
+        "    ok",
+        "     0…9  prefill, chunks    9.0e-04     4.0e-05  1.0e-03     3.0e-05       2.0e-05  "
+        "FAILED",
+    ]
+    lines = [line for line in quantised.markdown().splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| 7 | prefill | 1.0e-06 | 1.0e-07 | 2.0e-03 |  | 2.0e-05 |")
+    assert lines[3].startswith("| 0…9 | prefill | 1.0e-06 | 4.0e-05 | 1.0e-03 | 3.0e-05 | 2.0e-05")
+
+
 def test_the_markdown_has_every_row():
     lines = report(*SEVERAL).markdown().splitlines()
     table = [line for line in lines if line.startswith("|")]
@@ -285,6 +309,26 @@ def test_merged_rows_take_the_worst():
     (found,) = merged([one, replace(two, max_error=INF), row(8, how="chunks")])
     assert (found.max_error, found.how) == (INF, "prefill, decode, chunks")
     assert not found.passed
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        # The largest mean error is within its own limit, beyond that of the largest maximum.
+        [
+            row(0, 9, max_error=9e-4, mean_error=1e-5, mean_limit=2e-5),
+            row(0, 9, mean_error=4e-5, mean_limit=5e-5),
+        ],
+        # Only the smaller mean error is beyond its limit.
+        [row(0, 9, mean_error=4e-5, mean_limit=5e-5), row(0, 9, mean_error=3e-5, mean_limit=2e-5)],
+        [row(0, 9), row(0, 9, max_error=NAN, mean_error=NAN)],
+        [row(0, 9, max_error=NAN, mean_error=NAN), row(0, 9)],
+        [row(0, 9), row(0, 9, max_error=2e-3)],
+    ],
+)
+def test_merged_rows_pass_if_all_of_them_do(group):
+    (found,) = merged(group)
+    assert found.passed is all(one.passed for one in group)
 
 
 def test_merging_keeps_rows_of_other_positions_apart():
