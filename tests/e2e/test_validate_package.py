@@ -19,7 +19,8 @@ from ctx_export.core.manifest import Manifest
 from ctx_export.runtime.session import Session, open_session
 from ctx_export.scaling import names
 from ctx_export.validate import memory, validation
-from ctx_export.validate.report import Row, ValidationReport
+from ctx_export.validate.report import ValidationReport
+from ctx_export.validate.rows import Row
 from tests.support import tiny
 from tests.support.checkpoints import edit_config
 
