@@ -7,10 +7,10 @@ where its weights do not fit into memory: forwards over 1024 tokens in all, fewe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +21,10 @@ from ctx_export.core.plan import Plan
 from ctx_export.core.progress import Progress
 from ctx_export.frontends.checkpoint import Checkpoint
 from ctx_export.scaling.base import FrequencyTable
+from ctx_export.validate.turning import Floats, Heads, Ints, Table
 
 if TYPE_CHECKING:
     from ctx_export.validate.pairwise import PairwiseReference
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
-# inv_freq [F] in radians per token and the multiplier, at a rope length.
-Table = Callable[[int], tuple[NDArray[np.float64], float]]
 
 MOST_TOKENS = 1024
 _LEAST_TOKENS = 16
@@ -84,7 +80,7 @@ def _magnitudes(model: PairwiseReference, plan: Plan, tokens: Ints) -> NDArray[n
     return np.stack([found, [np.abs(value[0]).max(axis=(1, 2)) for value in past.values]])
 
 
-def key_magnitude(key: Floats, heads: Any, multiplier: float | None) -> NDArray[np.float64]:
+def key_magnitude(key: Floats, heads: Heads, multiplier: float | None) -> NDArray[np.float64]:
     """Per head the largest magnitude [H] that unrotated keys [H,N,D] are cached with.
 
     Keys that are rotated before, with `multiplier` on cos and sin, are bounded at every position

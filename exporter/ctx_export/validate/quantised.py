@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ctx_export.core.cache_type import INT8, CacheType, LayerScales, cache_type
 from ctx_export.core.manifest import Manifest
 from ctx_export.validate.synthetic import Cache
-from ctx_export.validate.turning import Floats, Heads
+from ctx_export.validate.turning import Floats, Heads, Ints
 
 IMPLEMENTATION = "ctx_quantised"
 _PLAIN = "sdpa"  # transformers' own, which IMPLEMENTATION gives rounded keys and values
@@ -17,11 +20,12 @@ _PLAIN = "sdpa"  # transformers' own, which IMPLEMENTATION gives rounded keys an
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turning:
-    """How keys are turned before they are cached: the `factors` of their pairs, complex [N,D/2],
-    and what a low precision stores of the result."""
+    """How keys are turned before they are cached: by a table at the positions `tokens` [N], and
+    what a low precision stores of the result."""
 
     heads: Heads
-    factors: Any
+    table: tuple[NDArray[np.float64], float]  # inv_freq [F] and the multiplier
+    tokens: Ints
     rounded: Callable[[Any], Any] = lambda x: x
 
 
@@ -46,7 +50,8 @@ class CacheNumbers:
         takes turning: a cache of rotated keys rounds them at their own positions."""
         if not self.rotated:
             return self.keys(x)
-        heads, turn = turning.heads, turning.factors
+        heads = turning.heads
+        turn = heads.factors(turning.table, turning.tokens)
         turned = turning.rounded(heads.merged(heads.pairs(x) * turn))
         return heads.merged(heads.pairs(self.keys(turned)) / turn)
 
