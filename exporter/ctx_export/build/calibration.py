@@ -7,6 +7,7 @@ where its weights do not fit into memory: forwards over 1024 tokens in all, fewe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from ctx_export.validate.turning import Floats, Heads, Ints, Table
 
 if TYPE_CHECKING:
     from ctx_export.validate.pairwise import PairwiseReference
+
+_LOG = logging.getLogger(__name__)
 
 MOST_TOKENS = 1024
 _LEAST_TOKENS = 16
@@ -47,7 +50,7 @@ def calibrated(plan: Plan, checkpoint: Checkpoint, text: Path | None, progress: 
     if plan.cache_type is None:
         return plan
     tokens = calibration_tokens(checkpoint, text)
-    progress.stage("loading PyTorch for the cache's scales")
+    progress.stage("loading PyTorch")
     try:
         model = PairwiseReference(
             checkpoint.directory,
@@ -66,7 +69,12 @@ def calibrated(plan: Plan, checkpoint: Checkpoint, text: Path | None, progress: 
     model.watch(counter(progress, len(pieces) * model.layers))
     for piece in pieces:
         largest = np.maximum(largest, _magnitudes(model, plan, piece))
-    return replace(plan, scales=_scales(largest, plan.cache_type))
+    source = _source(checkpoint, text)
+    return replace(
+        plan,
+        scales=_scales(largest, plan.cache_type),
+        calibration=f"{len(tokens)} {source}",
+    )
 
 
 def _magnitudes(model: PairwiseReference, plan: Plan, tokens: Ints) -> NDArray[np.float64]:
@@ -127,6 +135,22 @@ def calibration_tokens(checkpoint: Checkpoint, text: Path | None) -> Ints:
             f"{_LEAST_TOKENS}, better some hundreds"
         )
     return np.asarray(tokens, np.int64)
+
+
+def _source(checkpoint: Checkpoint, text: Path | None) -> str:
+    """What the tokens are, in words; warns where a better text is wanting."""
+    from ctx_export.runtime.text import has_tokenizer
+
+    if text is not None:
+        return f"tokens of {text.name}"
+    if has_tokenizer(checkpoint.directory):
+        return "tokens of a built-in text"
+    _LOG.warning(
+        "%s has no tokenizer.json: the cache's scales are chosen on random tokens, which a model "
+        "answers unlike text; add the tokenizer for scales of a text",
+        checkpoint.directory,
+    )
+    return "random tokens"
 
 
 def _table(plan: Plan, own: FrequencyTable) -> Table:

@@ -119,7 +119,10 @@ def _cache(cache: Mapping[str, Any]) -> str:
 def _quantised(kv_cache: Mapping[str, Any] | None) -> str:
     if kv_cache is None:
         return ""
-    return f", {kv_cache.get('dtype', '?')} with a scale per layer and KV head"
+    return (
+        f", {kv_cache.get('dtype', '?')} with scales per layer and KV head from "
+        f"{kv_cache.get('calibration') or '?'}"
+    )
 
 
 def _engine(engine: Mapping[str, Any] | None) -> str:

@@ -143,6 +143,27 @@ class Counted(SilentProgress):
         self.updates.append((done, total))
 
 
+def test_scales_of_random_tokens_are_told(checkpoint, caplog):
+    plan = planned(checkpoint, method="none", kv_cache_dtype="int8")
+    calibrated(plan, checkpoint, None, SilentProgress())
+    (told,) = caplog.messages
+    assert told.startswith(f"{checkpoint.directory} has no tokenizer.json: the cache's scales are")
+
+
+def test_what_a_plan_is_calibrated_on_is_kept(tmp_path, caplog):
+    own = read_checkpoint(DEMO)
+    plan = planned(own, method="none", kv_cache_dtype="int8")
+    text = tmp_path / "book.txt"
+    text.write_text("The harbour was quiet before dawn. " * 5)
+    tokens = len(calibration_tokens(own, text))
+    made = calibrated(plan, own, text, SilentProgress())
+    assert made.calibration == f"{tokens} tokens of book.txt"
+    made = calibrated(plan, own, None, SilentProgress())
+    tokens = len(calibration_tokens(own, None))
+    assert made.calibration == f"{tokens} tokens of a built-in text"
+    assert not caplog.messages
+
+
 def test_every_layer_is_progress(checkpoint):
     plan, progress = planned(checkpoint, method="none", kv_cache_dtype="int8"), Counted()
     calibrated(plan, checkpoint, None, progress)
@@ -194,6 +215,7 @@ def test_scales_go_into_the_manifest(checkpoint):
     made = calibrated(plan, checkpoint, None, SilentProgress())
     entry = made.kv_cache_json()
     assert entry is not None and entry["dtype"] == "float8e4m3fn"
-    assert replace(made, scales=None) == plan
+    assert entry["calibration"] == made.calibration == f"{MOST_TOKENS} random tokens"
+    assert replace(made, scales=None, calibration=None) == plan
     assert made.scales is not None
     assert [layer["key"] for layer in entry["layers"]] == [s.key for s in made.scales]
