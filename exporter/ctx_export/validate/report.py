@@ -23,9 +23,10 @@ REPORT_MD = "report.md"
 # What inv_freq and the multiplier may differ from transformers' own, relative.
 FREQUENCY_TOLERANCE = 2e-6
 MULTIPLIER_TOLERANCE = 1e-6
-# Mean share of the logit scale by which a quantised cache may change the logits: beyond it a model
-# needs another cache, not another tolerance.
-QUANTISATION_LIMIT = 0.05
+# Mean share of the logit scale by which a quantised cache may change the logits. On random tokens
+# the demo's change by 0.001 (int8) to 0.003 (float8) and by 0.05 where int8 has a fortieth of its
+# levels; small random models with float8 reach 0.02.
+QUANTISATION_LIMIT = 0.03
 
 _QUANTISED_LIMITS = """\
 Over a quantised cache a key or value near the middle between two of its numbers may be rounded one
@@ -255,10 +256,14 @@ class ValidationReport:
 
 
 def _quantisation_remark(loss: QuantisationSection) -> str:
+    remedy = (
+        "; give --calibration a text like those that the model will read, or keep full precision "
+        "with --kv-cache-dtype auto"
+    )
     return (
         f"the {loss.dtype} cache changes the logits by {error_text(loss.mean_error)} in the mean "
         f"(limit {loss.limit:g}), {error_text(loss.max_error)} at most, against PyTorch over a "
-        "cache of full precision"
+        f"cache of full precision{'' if loss.passed else remedy}"
     )
 
 
