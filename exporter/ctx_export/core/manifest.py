@@ -94,10 +94,14 @@ class Manifest:
         return self.of_role("past_key")[0].dtype
 
     @property
+    def quantised(self) -> bool:
+        """Whether the caches hold one byte an element, with scales."""
+        return cache_type(self.cache_dtype) is not None
+
+    @property
     def cache_scales(self) -> tuple[LayerScales, ...] | None:
         """Per layer the scales of a quantised cache; raises UserError where they do not fit."""
-        kind = cache_type(self.cache_dtype)
-        if kind is None:
+        if not self.quantised:
             return None
         try:
             stated = [

@@ -172,7 +172,7 @@ def _table_errors(manifest: Manifest, references: References) -> dict[str, float
 def _rules(manifest: Manifest, tolerance: float | None, engine: _Engine | None) -> dict[str, Rule]:
     """The rule of each runtime. On a CPU a bfloat16 package runs as its float32 twin."""
     computed = "fp32" if manifest.precision == "bf16" else manifest.precision
-    quantised = manifest.kv_cache is not None
+    quantised = manifest.quantised
     rules = {"ort": Rule.of(computed, tolerance, quantised=quantised)}
     if engine is not None:
         rules["engine"] = Rule.of(manifest.precision, tolerance, quantised=quantised)
@@ -317,7 +317,7 @@ def _facts(
     else:
         kind = settings.rope.parameters["rope_type"]
         rotation = f"float64 angles, cos and sin; rope_parameters of type {kind}"
-    if manifest.kv_cache is not None:
+    if manifest.quantised:
         rotation += ", keys and values rounded as the cache does"
     return {
         "model": f"{model['family']}, {model['layers']} layers, trained context "
