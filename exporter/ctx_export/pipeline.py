@@ -50,16 +50,14 @@ def export(
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Stages 1 and 4 alone: decide and refuse, from the checkpoint's config and headers."""
+    """Stages 1 and 4 alone: decide and refuse, from the checkpoint's config and headers and a
+    calibration text."""
+    from ctx_export.build.calibration import calibration_tokens
     from ctx_export.frontends.checkpoint import locate, read_checkpoint
-    from ctx_export.runtime.text import has_tokenizer
 
     checkpoint = read_checkpoint(locate(recipe.model))
-    if recipe.calibration is not None and not has_tokenizer(checkpoint.directory):
-        raise UserError(
-            f"calibration {recipe.calibration} cannot be read by {recipe.model}, which has no "
-            "tokenizer.json: add it, or leave --calibration out (random tokens are used then)"
-        )
+    if recipe.calibration is not None:
+        calibration_tokens(checkpoint, recipe.calibration)
     return make_plan(checkpoint.spec, recipe)
 
 

@@ -19,7 +19,8 @@ from ctx_export.core.manifest import Manifest
 from ctx_export.runtime.session import Session, open_session
 from ctx_export.scaling import names
 from ctx_export.validate import memory, validation
-from ctx_export.validate.report import Row, ValidationReport
+from ctx_export.validate.report import ValidationReport
+from ctx_export.validate.rows import Row
 from tests.support import tiny
 from tests.support.checkpoints import edit_config
 
@@ -336,7 +337,7 @@ def test_progress_moves_with_every_layer_and_every_feed(lab):
 def test_probes_without_memory_are_left_out_and_not_claimed(lab, copied, monkeypatch):
     """3 caches of 528 tokens take 792 KiB, of 1024 tokens 1.5 MiB; the weights 93 KiB."""
     tiny.edit_attention(copied, 0, "window", 800)  # wrong at 1023 alone
-    monkeypatch.setattr(validation, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 20)
     report = validated(copied, lab.checkpoint)
     assert report.passed and "layer by layer" not in report.facts["reference"]
     assert at(report, 1023) == [] and len(at(report, 512)) == 1

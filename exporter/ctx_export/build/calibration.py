@@ -7,10 +7,11 @@ where its weights do not fit into memory: forwards over 1024 tokens in all, fewe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +22,16 @@ from ctx_export.core.plan import Plan
 from ctx_export.core.progress import Progress
 from ctx_export.frontends.checkpoint import Checkpoint
 from ctx_export.scaling.base import FrequencyTable
+from ctx_export.validate.turning import Floats, Heads, Ints, Table
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
-# inv_freq [F] in radians per token and the multiplier, at a rope length.
-Table = Callable[[int], tuple[NDArray[np.float64], float]]
+if TYPE_CHECKING:
+    from ctx_export.validate.pairwise import PairwiseReference
+
+_LOG = logging.getLogger(__name__)
 
 MOST_TOKENS = 1024
 _LEAST_TOKENS = 16
+_MOST_CHARACTERS = 64  # read for each token that is used: a longer file is not read whole
 _TOKEN_SEED = 20231017
 DEFAULT_TEXT = Path(__file__).with_name("calibration.txt")
 
@@ -39,42 +42,53 @@ def calibrated(plan: Plan, checkpoint: Checkpoint, text: Path | None, progress: 
     Without one, on a text that comes with the exporter, or on random tokens where the checkpoint
     has no tokenizer. Raises UserError where the text cannot be read or is too short.
     """
-    from ctx_export.validate.memory import runs_by_layer
+    from ctx_export.validate.memory import reference_memory
     from ctx_export.validate.pairwise import PairwiseReference
+    from ctx_export.validate.reference_side import counter
     from ctx_export.validate.visibility import rule_of
 
     if plan.cache_type is None:
         return plan
-    progress.stage("loading PyTorch for the cache's scales")
+    tokens = calibration_tokens(checkpoint, text)
+    progress.stage("loading PyTorch")
     try:
         model = PairwiseReference(
             checkpoint.directory,
             [rule_of(cache, plan.original_context) for cache in plan.caches],
             [_table(plan, own) for own in plan.tables],
             weights=plan.precision,
-            by_layer=runs_by_layer(checkpoint),
+            by_layer=reference_memory(checkpoint).by_layer,
         )
     except UserError as error:
         raise UserError(
             f"the cache's scales cannot be chosen: {error}; --kv-cache-dtype auto needs none"
         ) from None
-    tokens = calibration_tokens(checkpoint, text)
     progress.stage("calibrating the cache")
     largest = np.zeros((2, plan.spec.layers, plan.spec.kv_heads))
     pieces = list(_pieces(tokens, plan.original_context))
-    for done, piece in enumerate(pieces, 1):
-        past = model.own_past(piece)
-        for layer, (key, value) in enumerate(zip(past.keys, past.values, strict=True)):
-            rotated = plan.caches[layer].keys == "rotated"
-            multiplier = plan.tables[layer].multiplier if rotated else None
-            own = key_magnitude(key[0], model.heads[layer], multiplier)
-            largest[0, layer] = np.maximum(largest[0, layer], own)
-            largest[1, layer] = np.maximum(largest[1, layer], np.abs(value[0]).max(axis=(1, 2)))
-        progress.update(done, len(pieces))
-    return replace(plan, scales=_scales(largest, plan.cache_type))
+    model.watch(counter(progress, len(pieces) * model.layers))
+    for piece in pieces:
+        largest = np.maximum(largest, _magnitudes(model, plan, piece))
+    source = _source(checkpoint, text)
+    return replace(
+        plan,
+        scales=_scales(largest, plan.cache_type),
+        calibration=f"{len(tokens)} {source}",
+    )
 
 
-def key_magnitude(key: Floats, heads: Any, multiplier: float | None) -> NDArray[np.float64]:
+def _magnitudes(model: PairwiseReference, plan: Plan, tokens: Ints) -> NDArray[np.float64]:
+    """The largest magnitudes [2,layers,Hkv] of keys, as they are cached, and values."""
+    past = model.own_past(tokens)
+    found = []
+    for layer, key in enumerate(past.keys):
+        rotated = plan.caches[layer].keys == "rotated"
+        multiplier = plan.tables[layer].multiplier if rotated else None
+        found.append(key_magnitude(key[0], model.heads[layer], multiplier))
+    return np.stack([found, [np.abs(value[0]).max(axis=(1, 2)) for value in past.values]])
+
+
+def key_magnitude(key: Floats, heads: Heads, multiplier: float | None) -> NDArray[np.float64]:
     """Per head the largest magnitude [H] that unrotated keys [H,N,D] are cached with.
 
     Keys that are rotated before, with `multiplier` on cos and sin, are bounded at every position
@@ -91,18 +105,27 @@ def key_magnitude(key: Floats, heads: Any, multiplier: float | None) -> NDArray[
 
 
 def calibration_tokens(checkpoint: Checkpoint, text: Path | None) -> Ints:
-    """Token ids [N] of the file `text`, of the default text, or random ones."""
+    """Token ids [N] of the file `text`, of the default text, or random ones.
+
+    Raises UserError where the text cannot be read, is too short or there is no tokenizer for it.
+    """
     from ctx_export.runtime.text import TextCodec, has_tokenizer
     from ctx_export.validate.memory import parameters
     from ctx_export.validate.positions import default_budget
 
     most = min(MOST_TOKENS, default_budget(parameters(checkpoint)))
     spec, directory = checkpoint.spec, checkpoint.directory
-    if text is None and not has_tokenizer(directory):
+    if not has_tokenizer(directory):
+        if text is not None:
+            raise UserError(
+                f"calibration {text} cannot be read by {directory}, which has no tokenizer.json: "
+                "add it, or leave --calibration out (random tokens are used then)"
+            )
         return np.random.default_rng(_TOKEN_SEED).integers(0, spec.vocab, most, dtype=np.int64)
     path = text or DEFAULT_TEXT
     try:
-        content = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            content = file.read(most * _MOST_CHARACTERS)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"calibration {path} cannot be read as text: {error}") from None
     tokens = TextCodec.load(directory, spec.bos_token_id).encode(content)[:most]
@@ -112,6 +135,22 @@ def calibration_tokens(checkpoint: Checkpoint, text: Path | None) -> Ints:
             f"{_LEAST_TOKENS}, better some hundreds"
         )
     return np.asarray(tokens, np.int64)
+
+
+def _source(checkpoint: Checkpoint, text: Path | None) -> str:
+    """What the tokens are, in words; warns where a better text is wanting."""
+    from ctx_export.runtime.text import has_tokenizer
+
+    if text is not None:
+        return f"tokens of {text.name}"
+    if has_tokenizer(checkpoint.directory):
+        return "tokens of a built-in text"
+    _LOG.warning(
+        "%s has no tokenizer.json: the cache's scales are chosen on random tokens, which a model "
+        "answers unlike text; add the tokenizer for scales of a text",
+        checkpoint.directory,
+    )
+    return "random tokens"
 
 
 def _table(plan: Plan, own: FrequencyTable) -> Table:

@@ -47,7 +47,7 @@ def _package(report: Mapping[str, Any]) -> Iterator[Row]:
     yield (
         "KV cache",
         f"{format_bytes(report['cache_bytes_per_sequence'])} per sequence"
-        + (_quantised(report["kv_cache"])),
+        f"{_quantised(report['kv_cache'])}",
     )
     yield "precision", report["precision"]
     yield "weights", f"{report['weights'].get('storage', '?')}, {_files(report['weights'])}"
@@ -119,7 +119,10 @@ def _cache(cache: Mapping[str, Any]) -> str:
 def _quantised(kv_cache: Mapping[str, Any] | None) -> str:
     if kv_cache is None:
         return ""
-    return f", {kv_cache.get('dtype', '?')} with a scale per layer and KV head"
+    return (
+        f", {kv_cache.get('dtype', '?')} with scales per layer and KV head from "
+        f"{kv_cache.get('calibration') or '?'}"
+    )
 
 
 def _engine(engine: Mapping[str, Any] | None) -> str:

@@ -80,8 +80,8 @@ class Manifest:
     io: tuple[TensorInfo, ...]
     weights: Mapping[str, Any]  # files, storage: linked | copied | converted
     generator: Mapping[str, str]  # versions of ctx-export and of what it was built with
-    # Of a quantised cache: dtype, and layers with the scales key and value, one per KV head; None:
-    # the cache has the precision's type.
+    # Of a quantised cache: dtype, calibration (on what, in words), and layers with the scales key
+    # and value, one per KV head; None: the cache has the precision's type.
     kv_cache: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] | None = None
     plugins: Mapping[str, Any] | None = None
@@ -94,10 +94,14 @@ class Manifest:
         return self.of_role("past_key")[0].dtype
 
     @property
+    def quantised(self) -> bool:
+        """Whether the caches hold one byte an element, with scales."""
+        return cache_type(self.cache_dtype) is not None
+
+    @property
     def cache_scales(self) -> tuple[LayerScales, ...] | None:
         """Per layer the scales of a quantised cache; raises UserError where they do not fit."""
-        kind = cache_type(self.cache_dtype)
-        if kind is None:
+        if not self.quantised:
             return None
         try:
             stated = [

@@ -43,9 +43,9 @@ class Plan:
     cache_type: CacheType | None  # of a quantised cache, None: of the precision's type
     caches: tuple[CacheInfo, ...]  # per layer
     io: tuple[TensorInfo, ...]
-    scales: tuple[LayerScales, ...] | None = (
-        None  # per layer, once a quantised cache is calibrated
-    )
+    # Once a quantised cache is calibrated: per layer, and on what, in words.
+    scales: tuple[LayerScales, ...] | None = None
+    calibration: str | None = None
 
     @property
     def cache_dtype(self) -> str:
@@ -112,7 +112,11 @@ class Plan:
         """The manifest's `kv_cache` entry."""
         if self.cache_type is None or self.scales is None:
             return None
-        return {"dtype": self.cache_dtype, "layers": [asdict(layer) for layer in self.scales]}
+        return {
+            "dtype": self.cache_dtype,
+            "calibration": self.calibration,
+            "layers": [asdict(layer) for layer in self.scales],
+        }
 
     def _own_tables(self) -> list[dict[str, Any] | None] | None:
         """Per layer the table of its own, None where it has the package's; None for all."""

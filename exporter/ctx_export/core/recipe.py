@@ -273,7 +273,7 @@ def _text(value: Any, key: str) -> str:
 
 
 def _path(value: Any, key: str) -> Path:
-    return Path(_text(value, key))
+    return value if isinstance(value, Path) else Path(_text(value, key))
 
 
 def _boolean(value: Any, key: str) -> bool:

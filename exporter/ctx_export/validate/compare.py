@@ -138,7 +138,8 @@ class Rule:
         if not self.quantised or quantisation is None:
             return None
         if self.tolerance is None:
-            return self._twice(_measured(peer, "mean").mean())
+            measured = _measured(peer, "mean")
+            return self._twice(measured.mean() if measured.size else 0.0)
         change = float(quantisation.mean.mean())
         return FLOAT32_MEAN_TOLERANCE + QUANTISATION_MEAN_SHARE * change
 

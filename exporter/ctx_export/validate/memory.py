@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,22 @@ def parameters(checkpoint: Any) -> int:
     return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
-def runs_by_layer(checkpoint: Any) -> bool:
-    """Whether the float32 weights of a reference take more of the free memory than they may."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceMemory:
+    """Whether a reference is run layer by layer, and the bytes left for caches."""
+
+    by_layer: bool
+    room: float
+
+
+def reference_memory(checkpoint: Any) -> ReferenceMemory:
+    """What a reference's float32 weights leave of the memory that is free now."""
     free = available_bytes()
-    return free is not None and 4 * parameters(checkpoint) > MEMORY_SHARE * free
+    if free is None:
+        return ReferenceMemory(by_layer=False, room=math.inf)
+    weights = 4 * parameters(checkpoint)
+    most = MEMORY_SHARE * free
+    return ReferenceMemory(by_layer=weights > most, room=free - min(weights, most))
 
 
 def gibibytes(size: float) -> str:

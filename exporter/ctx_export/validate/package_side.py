@@ -20,7 +20,7 @@ from ctx_export.validate.positions import (
     ragged_chunks,
 )
 from ctx_export.validate.reference_side import BlockReference, References
-from ctx_export.validate.report import Row
+from ctx_export.validate.rows import Row
 from ctx_export.validate.synthetic import Cache
 
 Floats = NDArray[np.float32]

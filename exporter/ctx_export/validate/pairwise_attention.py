@@ -84,9 +84,7 @@ class Attention:
         """What is read back of a quantised cache; where rotated keys are kept, there is one table
         for all lengths."""
         turning = Turning(
-            heads=self.heads,
-            factors=self.heads.factors(self.table(1), cached.tokens),
-            rounded=self.rounded,
+            heads=self.heads, table=self.table(1), tokens=cached.tokens, rounded=self.rounded
         )
         keys = numbers.turned_keys(cached.keys, turning)
         return replace(cached, keys=keys, values=numbers.values(cached.values))

@@ -168,9 +168,8 @@ class SyntheticPast:
         assert self.numbers is not None
         held_keys, held_values = [], []
         for layer, numbers in enumerate(self.numbers):
-            heads = self.heads[layer]
             turning = Turning(
-                heads=heads, factors=heads.factors(self.tables[layer], tokens[layer])
+                heads=self.heads[layer], table=self.tables[layer], tokens=tokens[layer]
             )
             key = numbers.turned_keys(torch.from_numpy(keys[layer]), turning)
             held_keys.append(key.float().numpy())

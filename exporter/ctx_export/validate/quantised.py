@@ -6,21 +6,26 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ctx_export.core.cache_type import INT8, CacheType, LayerScales, cache_type
 from ctx_export.core.manifest import Manifest
 from ctx_export.validate.synthetic import Cache
-from ctx_export.validate.turning import Floats, Heads
+from ctx_export.validate.turning import Floats, Heads, Ints
 
 IMPLEMENTATION = "ctx_quantised"
+_PLAIN = "sdpa"  # transformers' own, which IMPLEMENTATION gives rounded keys and values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turning:
-    """How keys are turned before they are cached: the `factors` of their pairs, complex [N,D/2],
-    and what a low precision stores of the result."""
+    """How keys are turned before they are cached: by a table at the positions `tokens` [N], and
+    what a low precision stores of the result."""
 
     heads: Heads
-    factors: Any
+    table: tuple[NDArray[np.float64], float]  # inv_freq [F] and the multiplier
+    tokens: Ints
     rounded: Callable[[Any], Any] = lambda x: x
 
 
@@ -45,7 +50,8 @@ class CacheNumbers:
         takes turning: a cache of rotated keys rounds them at their own positions."""
         if not self.rotated:
             return self.keys(x)
-        heads, turn = turning.heads, turning.factors
+        heads = turning.heads
+        turn = heads.factors(turning.table, turning.tokens)
         turned = turning.rounded(heads.merged(heads.pairs(x) * turn))
         return heads.merged(heads.pairs(self.keys(turned)) / turn)
 
@@ -85,14 +91,17 @@ def as_held(cache: Cache, numbers: Sequence[CacheNumbers]) -> Cache:
     )
 
 
-def install(model: Any, layers: Iterable[Any], numbers: Iterable[CacheNumbers | None]) -> None:
-    """Make transformers' own attention of every layer read back what its cache can hold; None: all
-    that it is given."""
+def install(model: Any, layers: Iterable[Any], numbers: Iterable[CacheNumbers] | None) -> None:
+    """Make transformers' own attention of every layer read back what its cache can hold; None:
+    leave it as it is."""
+    if numbers is None:
+        model.config._attn_implementation = _PLAIN
+        return
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     AttentionInterface.register(IMPLEMENTATION, _attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    AttentionMaskInterface.register(IMPLEMENTATION, ALL_MASK_ATTENTION_FUNCTIONS[_PLAIN])
     model.config._attn_implementation = IMPLEMENTATION
     for layer, own in zip(layers, numbers, strict=True):
         layer.self_attn.cache_numbers = own
@@ -104,11 +113,10 @@ def _attention(
     """transformers' attention interface: heads [B,H,N,D] in."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    numbers: CacheNumbers | None = module.cache_numbers
-    if numbers is not None:
-        key = numbers.keys(key).to(query.dtype)
-        value = numbers.values(value).to(query.dtype)
-    result: tuple[Any, Any] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+    numbers: CacheNumbers = module.cache_numbers
+    key = numbers.keys(key).to(query.dtype)
+    value = numbers.values(value).to(query.dtype)
+    result: tuple[Any, Any] = ALL_ATTENTION_FUNCTIONS[_PLAIN](
         module, query, key, value, mask, **options
     )
     return result

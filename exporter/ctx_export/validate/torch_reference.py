@@ -115,7 +115,7 @@ class TorchReference:
     def hold(self, numbers: Sequence[CacheNumbers] | None) -> None:
         """Read keys and values back as caches of these `numbers` per layer keep them, from now on;
         None: as they are."""
-        install(self._model, self._owner.layers, numbers or [None] * self.layers)
+        install(self._model, self._owner.layers, numbers)
 
     def watch(self, layer_done: Callable[[], None]) -> None:
         """Call `layer_done` after each of the model's `layers` in every forward."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,19 +15,14 @@ from ctx_export.core.inspection import cache_bytes as package_cache_bytes
 from ctx_export.core.manifest import BOUNDED, MODEL_NAME, CacheInfo, Manifest
 from ctx_export.core.plan import describe_caches
 from ctx_export.core.progress import Progress, SilentProgress
-from ctx_export.validate import memory
 from ctx_export.validate.compare import Rule
-from ctx_export.validate.memory import available_bytes, gibibytes, parameters
+from ctx_export.validate.memory import gibibytes, parameters, reference_memory
 from ctx_export.validate.package_side import Compared, compare_session
 from ctx_export.validate.pairwise_side import PairwiseSettings, needs_pairs, pairwise_logits
 from ctx_export.validate.positions import ValidationPlan, default_budget, make_plan
 from ctx_export.validate.quantised import cache_numbers
 from ctx_export.validate.reference_side import References, ReferenceSettings, reference_logits
-from ctx_export.validate.report import (
-    EngineSection,
-    QuantisationSection,
-    ValidationReport,
-)
+from ctx_export.validate.report import EngineSection, QuantisationSection, ValidationReport
 from ctx_export.validate.rope_parameters import Scaling
 from ctx_export.validate.rope_tables import own_tables, package_table
 from ctx_export.validate.synthetic import cache_bytes
@@ -48,14 +42,6 @@ class _Engine:
     plugin_layers: int
     sites: int
     missing: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Memory:
-    """Whether the reference is run layer by layer, and the bytes left for caches."""
-
-    by_layer: bool
-    room: float
 
 
 def run(
@@ -85,11 +71,11 @@ def run(
     if need_engine:
         _check_engine(package, found)
     rules = _rules(manifest, tolerance, found)
-    found_memory = _memory(checkpoint)
+    memory = reference_memory(checkpoint)
     peers = _peers(rules, found)
-    settings = _settings(manifest, checkpoint, peers, by_layer=found_memory.by_layer)
+    settings = _settings(manifest, checkpoint, peers, by_layer=memory.by_layer)
     budget = default_budget(parameters(checkpoint)) if budget is None else budget
-    plan, skipped = _affordable(manifest, budget, found_memory.room)
+    plan, skipped = _affordable(manifest, budget, memory.room)
     references = _references(settings, plan, progress)
     progress.stage("comparing onnxruntime")
     compared = _compare_ort(package, plan, references, rules["ort"], progress)
@@ -186,7 +172,7 @@ def _table_errors(manifest: Manifest, references: References) -> dict[str, float
 def _rules(manifest: Manifest, tolerance: float | None, engine: _Engine | None) -> dict[str, Rule]:
     """The rule of each runtime. On a CPU a bfloat16 package runs as its float32 twin."""
     computed = "fp32" if manifest.precision == "bf16" else manifest.precision
-    quantised = manifest.kv_cache is not None
+    quantised = manifest.quantised
     rules = {"ort": Rule.of(computed, tolerance, quantised=quantised)}
     if engine is not None:
         rules["engine"] = Rule.of(manifest.precision, tolerance, quantised=quantised)
@@ -220,16 +206,6 @@ def _settings(
         by_layer=by_layer,
         numbers=cache_numbers(manifest),
     )
-
-
-def _memory(checkpoint: Any) -> _Memory:
-    """What the reference's float32 weights leave of the memory that is free now."""
-    free = available_bytes()
-    if free is None:
-        return _Memory(by_layer=False, room=math.inf)
-    weights = 4 * parameters(checkpoint)
-    most = memory.MEMORY_SHARE * free
-    return _Memory(by_layer=weights > most, room=free - min(weights, most))
 
 
 def _affordable(
@@ -341,7 +317,7 @@ def _facts(
     else:
         kind = settings.rope.parameters["rope_type"]
         rotation = f"float64 angles, cos and sin; rope_parameters of type {kind}"
-    if manifest.kv_cache is not None:
+    if manifest.quantised:
         rotation += ", keys and values rounded as the cache does"
     return {
         "model": f"{model['family']}, {model['layers']} layers, trained context "

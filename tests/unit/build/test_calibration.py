@@ -128,6 +128,49 @@ def test_a_head_without_values_has_scale_1_and_damage_is_told(tmp_path, checkpoi
         calibrated(plan, own, None, SilentProgress())
 
 
+class Counted(SilentProgress):
+    """Keeps the updates of the stage "calibrating the cache"."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.updates: list[tuple[int, int]] = []
+
+    def stage(self, name: str) -> None:
+        self.stages.append(name)
+
+    def update(self, done: int, total: int) -> None:
+        assert self.stages[-1] == "calibrating the cache"
+        self.updates.append((done, total))
+
+
+def test_scales_of_random_tokens_are_told(checkpoint, caplog):
+    plan = planned(checkpoint, method="none", kv_cache_dtype="int8")
+    calibrated(plan, checkpoint, None, SilentProgress())
+    (told,) = caplog.messages
+    assert told.startswith(f"{checkpoint.directory} has no tokenizer.json: the cache's scales are")
+
+
+def test_what_a_plan_is_calibrated_on_is_kept(tmp_path, caplog):
+    own = read_checkpoint(DEMO)
+    plan = planned(own, method="none", kv_cache_dtype="int8")
+    text = tmp_path / "book.txt"
+    text.write_text("The harbour was quiet before dawn. " * 5)
+    tokens = len(calibration_tokens(own, text))
+    made = calibrated(plan, own, text, SilentProgress())
+    assert made.calibration == f"{tokens} tokens of book.txt"
+    made = calibrated(plan, own, None, SilentProgress())
+    tokens = len(calibration_tokens(own, None))
+    assert made.calibration == f"{tokens} tokens of a built-in text"
+    assert not caplog.messages
+
+
+def test_every_layer_is_progress(checkpoint):
+    plan, progress = planned(checkpoint, method="none", kv_cache_dtype="int8"), Counted()
+    calibrated(plan, checkpoint, None, progress)
+    total = MOST_TOKENS // tiny.ORIGINAL_CONTEXT * tiny.LAYERS
+    assert progress.updates == [(n, total) for n in range(1, total + 1)]
+
+
 def test_a_model_too_big_for_memory_is_calibrated_layer_by_layer(checkpoint, monkeypatch):
     plan = planned(checkpoint, method="none", kv_cache_dtype="int8")
     whole = calibrated(plan, checkpoint, None, SilentProgress())
@@ -156,6 +199,9 @@ def test_the_text_is_the_user_s_or_the_one_that_comes_along(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("The harbour was quiet before dawn. " * 5)
     assert calibration_tokens(own, text).tolist() == codec.encode(text.read_text())
+    words = "The harbour was quiet before dawn. " * 5000
+    text.write_text(words)
+    assert calibration_tokens(own, text).tolist() == codec.encode(words)[:MOST_TOKENS]
     text.write_text("Short.")
     with pytest.raises(UserError, match="give a text of at least 16"):
         calibration_tokens(own, text)
@@ -169,6 +215,7 @@ def test_scales_go_into_the_manifest(checkpoint):
     made = calibrated(plan, checkpoint, None, SilentProgress())
     entry = made.kv_cache_json()
     assert entry is not None and entry["dtype"] == "float8e4m3fn"
-    assert replace(made, scales=None) == plan
+    assert entry["calibration"] == made.calibration == f"{MOST_TOKENS} random tokens"
+    assert replace(made, scales=None, calibration=None) == plan
     assert made.scales is not None
     assert [layer["key"] for layer in entry["layers"]] == [s.key for s in made.scales]

@@ -105,10 +105,16 @@ def test_a_quantised_cache_is_told_with_its_bytes(package):
     stated = json.loads(path.read_text())
     for tensor in stated["io"]:
         tensor["dtype"] = "int8" if tensor["role"] == "past_key" else tensor["dtype"]
-    stated["kv_cache"] = {"dtype": "int8", "layers": [{"key": [1, 1], "value": [1, 1]}] * 5}
+    stated["kv_cache"] = {
+        "dtype": "int8",
+        "calibration": "1024 random tokens",
+        "layers": [{"key": [1, 1], "value": [1, 1]}] * 5,
+    }
     path.write_text(json.dumps(stated))
     told = rows(package)["KV cache"]
-    assert told == "160.0 MiB per sequence, int8 with a scale per layer and KV head"
+    assert told == (
+        "160.0 MiB per sequence, int8 with scales per layer and KV head from 1024 random tokens"
+    )
 
 
 def test_package_in_json(package):

@@ -13,7 +13,8 @@ from ctx_export.cli.validate import main
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import Manifest
 from ctx_export.validate import validation
-from ctx_export.validate.report import Row, ValidationReport
+from ctx_export.validate.report import ValidationReport
+from ctx_export.validate.rows import Row
 from tests.unit.runtime.fakes import manifest
 
 HEAVY = ("numpy", "torch", "onnx", "onnxruntime", "onnx_ir", "transformers", "yaml")

@@ -170,6 +170,13 @@ def test_errors_of_a_file_name_it(recipe_file):
         build_recipe({}, file=file)
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_calibration_is_a_path_or_its_text(tmp_path, kind):
+    (tmp_path / "book.txt").write_text("words")
+    given = {"kv_cache_dtype": "int8", "calibration": kind(tmp_path / "book.txt")}
+    assert build_recipe({}, options=given).calibration == tmp_path / "book.txt"
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"recipe .*none.yaml cannot be read: No such file"):
         build_recipe({}, file=tmp_path / "none.yaml")

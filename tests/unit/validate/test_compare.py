@@ -156,6 +156,8 @@ def test_over_a_quantised_cache_low_precision_is_held_to_pytorch_s_mean_too():
         "error at most 2 × that of PyTorch in fp16 + 0.000488 of the logit scale + 0.25 × what "
         "quantising the cache changes, in the mean at most 2 × that of PyTorch in fp16 + 0.000488"
     )
+    overflow = RowErrors(scale=1.0, maximum=np.array([np.inf]), mean=np.array([np.inf]))
+    assert rule.mean_limit(overflow, changes) == 1 / 2048
     with pytest.raises(ValueError, match="needs PyTorch's error in that precision"):
         rule.mean_limit(None, changes)
     given = Rule.of("fp16", 0.02, quantised=True)

@@ -60,7 +60,7 @@ def test_rotated_keys_are_rounded_as_they_lie_in_the_cache(kind, interleaved, pa
     x, positions = heads(rng), np.array([0, 1, 5, 63, 64, 9000, 131071])
     inv_freq, multiplier = FREQUENCIES[:pairs].astype(np.float64), 1.25
     layout = Heads(head_dim=16, count=pairs, interleaved=interleaved)
-    turning = Turning(heads=layout, factors=layout.factors((inv_freq, multiplier), positions))
+    turning = Turning(heads=layout, table=(inv_freq, multiplier), tokens=positions)
     options = {"rotary_dim": 2 * pairs, "interleaved": interleaved}
     table = (inv_freq[None], np.array([multiplier]))
     own = numbers(kind)
@@ -108,6 +108,7 @@ def test_both_references_read_the_same_numbers(checkpoint, kind):
     assert np.abs(pairs.logits(TOKENS) - rounded).max() / scale < 1e-4
     for model in (theirs, pairs):
         model.hold(None)
+    assert theirs._model.config._attn_implementation == "sdpa"
     np.testing.assert_array_equal(theirs.logits(TOKENS)[0], plain)
     assert np.abs(pairs.logits(TOKENS) - plain).max() / scale < 1e-5
 

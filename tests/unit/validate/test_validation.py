@@ -1,9 +1,8 @@
-"""Oracles: differences, memory and refusals computed by hand. Whole packages: tests/e2e."""
+"""Oracles: differences, plans and refusals computed by hand. Whole packages: tests/e2e."""
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import CacheInfo, Manifest
 from ctx_export.validate import validation
-from ctx_export.validate.memory import available_bytes, gibibytes
 from ctx_export.validate.report import ValidationReport
 from ctx_export.validate.validation import relative_difference, run, update_package
 from tests.support import tiny
@@ -47,28 +45,6 @@ def test_tables_of_different_lengths_are_of_different_models():
         relative_difference(table(1), table(1, 2))
 
 
-# 1000 numbers: 4000 bytes in float32.
-CHECKPOINT = SimpleNamespace(
-    tensors={"a": SimpleNamespace(shape=(20, 30)), "b": SimpleNamespace(shape=(400,))}
-)
-
-
-@pytest.mark.parametrize(
-    ("free", "by_layer", "room"),
-    [
-        (100_000, False, 96_000),
-        (8_000, False, 4_000),
-        (7_999, True, 3_999.5),
-        (100, True, 50),
-        (None, False, math.inf),
-    ],
-)
-def test_a_reference_takes_at_most_half_of_the_free_memory(monkeypatch, free, by_layer, room):
-    monkeypatch.setattr(validation, "available_bytes", lambda: free)
-    found = validation._memory(CHECKPOINT)
-    assert (found.by_layer, found.room) == (by_layer, room)
-
-
 def package_of(tokens: int, **changes) -> Manifest:
     cache = CacheInfo(policy="full", sinks=0, window=0, capacity=tokens, keys="rotated")
     return manifest(cache=cache, layers=2, kv_heads=3, head_dim=8, **changes)
@@ -102,20 +78,6 @@ def test_what_is_missing_is_told_in_gibibytes():
     assert skipped == (
         "positions 4194288 to 4194303 need 4.5 GiB of memory for caches, the model leaves 3.0 GiB",
     )
-
-
-def test_free_memory_is_what_the_system_says(monkeypatch, tmp_path):
-    free = available_bytes()
-    assert free is None or free > 1 << 20
-    text = "MemTotal:  100 kB\nMemAvailable:      42 kB\nSwapFree: 7 kB\n"
-    (tmp_path / "meminfo").write_text(text)
-    monkeypatch.setattr("ctx_export.validate.memory.Path", lambda _: tmp_path / "meminfo")
-    assert available_bytes() == 42 * 1024
-    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\n")
-    assert available_bytes() is None
-    (tmp_path / "meminfo").unlink()
-    assert available_bytes() is None
-    assert gibibytes(3 * 2**29) == "1.5 GiB"
 
 
 @pytest.fixture(scope="module")
