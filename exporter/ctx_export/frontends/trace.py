@@ -15,6 +15,7 @@ from ctx_export.frontends.checkpoint import Checkpoint
 from ctx_export.frontends.repeat import repeat_layers
 from ctx_export.frontends.shards import TensorLocation
 from ctx_export.frontends.source import Source
+from ctx_export.frontends.tensors import by_module_name, constants, fill_constants
 from ctx_export.ops.builder import OPSET
 
 if TYPE_CHECKING:
@@ -34,9 +35,11 @@ def trace(checkpoint: Checkpoint, precision: str | None = None) -> Source:
     precision = precision or checkpoint.spec.precision
     kinds = layer_kinds(checkpoint)
     decoder = _meta_decoder(checkpoint, precision, kinds)
+    checkpoint = by_module_name(checkpoint, decoder)
     model = _export(decoder)
     prefix = _layers_prefix(decoder, len(kinds))
     simplify(model)
+    fill_constants(model.graph, constants(decoder))
     repeat_layers(model.graph, prefix=prefix, kinds=_kind_of_layer(checkpoint, kinds))
     weights = _match_weights(model.graph, checkpoint, decoder)
     return Source(
@@ -73,7 +76,7 @@ def _meta_decoder(checkpoint: Checkpoint, precision: str, kinds: Sequence[str]) 
         config.num_hidden_layers = len(kinds)
         if getattr(config, "layer_types", None):
             config.layer_types = list(kinds)
-        config._attn_implementation = "sdpa"
+        config._attn_implementation = _attention_of(config)
         config.use_cache = False
         with torch.device("meta"):
             decoder: torch.nn.Module = AutoModelForCausalLM.from_config(
@@ -86,6 +89,14 @@ def _meta_decoder(checkpoint: Checkpoint, precision: str, kinds: Sequence[str]) 
             f"{checkpoint.directory}: {reason}"
         ) from None
     return decoder.eval()
+
+
+def _attention_of(config: Any) -> str:
+    """PyTorch's own attention where the family has it, else the family's plain operators."""
+    from transformers import AutoModelForCausalLM
+
+    kind = AutoModelForCausalLM._model_mapping[type(config)]
+    return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
 
 
 def _check_windows(config: Any, checkpoint: Checkpoint) -> None:
@@ -196,7 +207,7 @@ def simplify(model: ir.Model) -> None:
 
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
-        if name.startswith(_WRAPPER_PREFIX) and tensor is not None:
+        if name.startswith(_WRAPPER_PREFIX) and tensor is not None and _is_placeholder(tensor):
             value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape.numpy())
             value.const_value = None
     # Weights without data are meant; the optimizer warns about each of them.
@@ -205,6 +216,11 @@ def simplify(model: ir.Model) -> None:
     for value in list(model.graph.initializers.values()):
         if value.name and value.name.startswith(_WRAPPER_PREFIX):
             value.name = value.name.removeprefix(_WRAPPER_PREFIX)
+
+
+def _is_placeholder(tensor: ir.TensorProtocol) -> bool:
+    """Whether a traced tensor is a weight without data; a constant of the code has its own."""
+    return bool(getattr(tensor.raw, "is_meta", False))  # type: ignore[attr-defined]
 
 
 def _layers_prefix(decoder: torch.nn.Module, kinds: int) -> str:
