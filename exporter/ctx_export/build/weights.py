@@ -45,6 +45,7 @@ def store_weights(
     Shards are hard-linked where no weight they hold changes type (copied across file systems);
     other weights are converted into one data file. Never holds more than a piece of one tensor.
     """
+    _check_data(graph, weights)
     used = {name: weights[name] for name, v in graph.initializers.items() if name in weights}
     same = {name: loc for name, loc in used.items() if _STORED[_dtype(graph, name)] == loc.dtype}
     changed = {name: loc for name, loc in used.items() if name not in same}
@@ -56,6 +57,17 @@ def store_weights(
     names = tuple(sorted(files) + ([DATA_NAME] if changed else []))
     storage = "converted" if changed else "copied" if "copied" in files.values() else "linked"
     return StoredWeights(files=names, storage=storage)
+
+
+def _check_data(graph: ir.Graph, weights: Mapping[str, TensorLocation]) -> None:
+    """Raise UserError where the graph reads a tensor that nothing gives numbers to."""
+    for name, value in graph.initializers.items():
+        if value.const_value is None and name not in weights:
+            raise UserError(
+                f"the decoder reads the constant {name}, whose numbers are neither in the "
+                "checkpoint nor known to transformers before it loads one: this decoder needs "
+                "support of its own"
+            )
 
 
 def _dtype(graph: ir.Graph, name: str) -> ir.DataType:

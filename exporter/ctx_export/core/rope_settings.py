@@ -87,6 +87,7 @@ class RopeSettings:
     partial_rotary_factor: float = 1.0
     original_context: int | None = None  # original_max_position_embeddings, where given
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    rotates: bool = True  # False: of layers without positions, and nothing else here has effect
 
 
 def read_rope_settings(config: Mapping[str, Any]) -> RopeSettings:

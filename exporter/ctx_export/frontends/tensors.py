@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def by_module_name(checkpoint: Checkpoint, decoder: torch.nn.Module) -> Checkpoint:
+def by_module_name(checkpoint: Checkpoint, decoder: Any) -> Checkpoint:
     """`checkpoint` with its tensors under the names that transformers' module has for them: some
     families' files keep older ones (gpt_neox: `embed_out` for `lm_head`)."""
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -33,13 +33,13 @@ def by_module_name(checkpoint: Checkpoint, decoder: torch.nn.Module) -> Checkpoi
     return replace(checkpoint, tensors=tensors)
 
 
-def constants(decoder: torch.nn.Module) -> dict[str, torch.Tensor]:
+def constants(decoder: Any) -> dict[str, torch.Tensor]:
     """Buffers of a decoder on the meta device that its checkpoint does not hold, by name, with the
     numbers that transformers gives them after loading."""
     import torch
 
     kept = decoder.state_dict()
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for path, module in decoder.named_modules():
         own = {
             name: buffer
@@ -52,7 +52,7 @@ def constants(decoder: torch.nn.Module) -> dict[str, torch.Tensor]:
             empty = torch.full(buffer.shape, torch.nan, dtype=buffer.dtype, device="cpu")
             module.register_buffer(name.rpartition(".")[2], empty, persistent=False)
         with torch.no_grad():
-            decoder._init_weights(module)  # type: ignore[operator]
+            decoder._init_weights(module)
         filled = dict(module.named_buffers(prefix=path, recurse=False))
         found |= {name: filled[name] for name in own if not filled[name].isnan().any()}
     return found

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from ctx_export.core.errors import UserError
+from ctx_export.core.rope_settings import WHOLE
 from ctx_export.frontends.checkpoint import Checkpoint
+from ctx_export.frontends.layer_kinds import layer_types, rotating_layers
 from ctx_export.frontends.repeat import repeat_layers
 from ctx_export.frontends.shards import TensorLocation
 from ctx_export.frontends.source import Source
@@ -51,18 +53,29 @@ def trace(checkpoint: Checkpoint, precision: str | None = None) -> Source:
     )
 
 
-def layer_kinds(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The distinct layer types in the order of their first layer."""
-    types = checkpoint.config.get("layer_types") or ["full_attention"]
-    return tuple(dict.fromkeys(types))
+# Its type by config.json and whether it rotates: what layers may differ in.
+LayerKind = tuple[str, bool]
 
 
-def _kind_of_layer(checkpoint: Checkpoint, kinds: Sequence[str]) -> list[int]:
-    types = checkpoint.config.get("layer_types") or [kinds[0]] * checkpoint.spec.layers
-    return [kinds.index(kind) for kind in types]
+def layer_kinds(checkpoint: Checkpoint) -> tuple[LayerKind, ...]:
+    """The distinct kinds of layers in the order of their first layer."""
+    return tuple(dict.fromkeys(_layer_kinds(checkpoint)))
 
 
-def _meta_decoder(checkpoint: Checkpoint, precision: str, kinds: Sequence[str]) -> torch.nn.Module:
+def _kind_of_layer(checkpoint: Checkpoint, kinds: Sequence[LayerKind]) -> list[int]:
+    return [kinds.index(kind) for kind in _layer_kinds(checkpoint)]
+
+
+def _layer_kinds(checkpoint: Checkpoint) -> list[LayerKind]:
+    """The kind of every layer."""
+    config, layers = checkpoint.config, checkpoint.spec.layers
+    types = layer_types(config, layers) or [WHOLE] * layers
+    return list(zip(types, rotating_layers(config, layers), strict=True))
+
+
+def _meta_decoder(
+    checkpoint: Checkpoint, precision: str, kinds: Sequence[LayerKind]
+) -> torch.nn.Module:
     """transformers' own model on the meta device, with one layer per kind and plain RoPE: the
     rotation is rewritten afterwards, so its scaling must not shape the trace."""
     import torch
@@ -75,7 +88,9 @@ def _meta_decoder(checkpoint: Checkpoint, precision: str, kinds: Sequence[str]) 
         _plain_rope(config)
         config.num_hidden_layers = len(kinds)
         if getattr(config, "layer_types", None):
-            config.layer_types = list(kinds)
+            config.layer_types = [kind for kind, _ in kinds]
+        if getattr(config, "no_rope_layers", None):
+            config.no_rope_layers = [int(rotates) for _, rotates in kinds]
         config._attn_implementation = _attention_of(config)
         config.use_cache = False
         with torch.device("meta"):
@@ -220,7 +235,7 @@ def simplify(model: ir.Model) -> None:
 
 def _is_placeholder(tensor: ir.TensorProtocol) -> bool:
     """Whether a traced tensor is a weight without data; a constant of the code has its own."""
-    return bool(getattr(tensor.raw, "is_meta", False))  # type: ignore[attr-defined]
+    return bool(getattr(tensor.raw, "is_meta", False))
 
 
 def _layers_prefix(decoder: torch.nn.Module, kinds: int) -> str:
