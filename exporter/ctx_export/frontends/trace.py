@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.rope_settings import WHOLE
+from ctx_export.frontends.attention_backend import attention_backend
 from ctx_export.frontends.checkpoint import Checkpoint
 from ctx_export.frontends.layer_kinds import layer_types, rotating_layers
 from ctx_export.frontends.repeat import repeat_layers
@@ -91,7 +92,7 @@ def _meta_decoder(
             config.layer_types = [kind for kind, _ in kinds]
         if getattr(config, "no_rope_layers", None):
             config.no_rope_layers = [int(rotates) for _, rotates in kinds]
-        config._attn_implementation = _attention_of(config)
+        config._attn_implementation = attention_backend(config)
         config.use_cache = False
         with torch.device("meta"):
             decoder: torch.nn.Module = AutoModelForCausalLM.from_config(
@@ -104,14 +105,6 @@ def _meta_decoder(
             f"{checkpoint.directory}: {reason}"
         ) from None
     return decoder.eval()
-
-
-def _attention_of(config: Any) -> str:
-    """PyTorch's own attention where the family has it, else the family's plain operators."""
-    from transformers import AutoModelForCausalLM
-
-    kind = AutoModelForCausalLM._model_mapping[type(config)]
-    return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
 
 
 def _check_windows(config: Any, checkpoint: Checkpoint) -> None:

@@ -8,6 +8,12 @@ from typing import Any
 
 from ctx_export.core.cache_type import INT8, CacheType, LayerScales, cache_type
 from ctx_export.core.manifest import Manifest
+from ctx_export.frontends.attention_backend import (
+    attention_backend,
+    attention_function,
+    attention_module,
+    check_replaceable,
+)
 from ctx_export.validate.synthetic import Cache
 from ctx_export.validate.turning import Floats, Heads
 
@@ -91,24 +97,25 @@ def install(model: Any, layers: Iterable[Any], numbers: Iterable[CacheNumbers | 
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-    AttentionInterface.register(IMPLEMENTATION, _attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    model.config._attn_implementation = IMPLEMENTATION
-    for layer, own in zip(layers, numbers, strict=True):
-        layer.self_attn.cache_numbers = own
+    held = list(numbers)
+    if any(own is not None for own in held):
+        check_replaceable(model)
+        mask = ALL_MASK_ATTENTION_FUNCTIONS[attention_backend(model.config)]
+        AttentionInterface.register(IMPLEMENTATION, _attention)
+        AttentionMaskInterface.register(IMPLEMENTATION, mask)
+        model.config._attn_implementation = IMPLEMENTATION
+    for layer, own in zip(layers, held, strict=True):
+        attention_module(layer).cache_numbers = own
 
 
 def _attention(
     module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any
 ) -> tuple[Any, Any]:
     """transformers' attention interface: heads [B,H,N,D] in."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
     numbers: CacheNumbers | None = module.cache_numbers
     if numbers is not None:
         key = numbers.keys(key).to(query.dtype)
         value = numbers.values(value).to(query.dtype)
-    result: tuple[Any, Any] = ALL_ATTENTION_FUNCTIONS["sdpa"](
-        module, query, key, value, mask, **options
-    )
+    plain = attention_function(module)
+    result: tuple[Any, Any] = plain(module, query, key, value, mask, **options)
     return result
