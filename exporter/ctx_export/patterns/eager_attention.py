@@ -106,7 +106,7 @@ def _without_sink(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | M
         if node.op_type not in ("Expand", "Reshape", "Unsqueeze", "Cast"):
             break
         sink = node.inputs[0]
-    if sink is None or not sink.is_initializer() or sink.shape is None or len(sink.shape) != 1:
+    if sink is None or sink.producer() is not None or sink.shape is None or len(sink.shape) != 1:
         return value, _miss(value, 1, "what joins the logits is no learned logit per head")
     return uncast(joined.inputs[0]), sink
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from ctx_export.patterns.match import constant, producer
 
-_STEPS = ("Unsqueeze", "Cast", "Mul", "Reshape", "Expand", "Tile")
+_STEPS = ("Unsqueeze", "Cast", "Mul", "Reshape", "Expand", "Tile", "Slice")
 _FARTHEST = 12  # steps between a product and the operator that makes its table
 
 
