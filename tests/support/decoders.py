@@ -33,6 +33,7 @@ class Decoder:
 
 
 WINDOWED = {"sliding_window": WINDOW, "layer_types": ALTERNATING}
+EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 DECODERS = {
     decoder.name: decoder
     for decoder in (
@@ -56,6 +57,13 @@ DECODERS = {
         Decoder(name="gpt_neox", partial=0.25, config={"tie_word_embeddings": False}),
         Decoder(name="cohere", config={"logit_scale": 0.5, "use_qk_norm": True}),
         Decoder(name="cohere2", config={"head_dim": 16, "logit_scale": 0.5, **WINDOWED}),
+        Decoder(name="mixtral", config={**EXPERTS, "num_local_experts": 3, "head_dim": 16}),
+        Decoder(name="qwen2_moe", config={**EXPERTS, "shared_expert_intermediate_size": 24}),
+        Decoder(name="qwen3_moe", config={**EXPERTS, "head_dim": 16}),
+        Decoder(
+            name="gpt_oss",
+            config={**EXPERTS, "num_local_experts": 3, "head_dim": 16, **WINDOWED},
+        ),
         # Nothing in the exporter names these.
         Decoder(name="glm4", partial=0.5, config={"head_dim": 16}),
         Decoder(name="olmo2"),

@@ -17,7 +17,7 @@ from ctx_export.core.rope_settings import (
     read_layer_rope_settings,
 )
 from ctx_export.frontends.layer_kinds import layer_types, rotating_layers
-from ctx_export.frontends.shards import TensorLocation, read_shards
+from ctx_export.frontends.shards import Tensor, TensorLocation, read_shards
 
 _PRECISION_OF = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # Older families' spellings of the keys that every decoder has.
@@ -42,7 +42,7 @@ class Checkpoint:
     directory: Path
     config: Mapping[str, Any]
     spec: ModelSpec
-    tensors: Mapping[str, TensorLocation]
+    tensors: Mapping[str, Tensor]
 
     def config_ties(self) -> bool:
         """Whether input embedding and output projection are one tensor."""

@@ -9,9 +9,9 @@ from ctx_export.core.errors import UserError
 from ctx_export.core.rope_settings import SLIDING, WHOLE
 
 # Families whose published config.json leaves the layers out: each of so many layers sees all.
-_FAMILY_PATTERN = {"cohere2": 4, "exaone4": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2}
+_FAMILY_PATTERN = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2}
 # Families that rotate in layers with a window only, where any layer has one.
-_WINDOWED_ROTATE = frozenset({"cohere2", "exaone4"})
+_WINDOWED_ROTATE = frozenset({"cohere2"})
 
 
 def layer_types(config: Mapping[str, Any], layers: int) -> list[str] | None:

@@ -3,14 +3,16 @@ that no file holds."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from ctx_export.core.errors import UserError
 from ctx_export.frontends.checkpoint import Checkpoint
-from ctx_export.frontends.shards import TensorLocation
+from ctx_export.frontends.shards import JoinedTensor, Tensor, TensorLocation
 
 if TYPE_CHECKING:
     import torch
@@ -18,19 +20,60 @@ if TYPE_CHECKING:
 
 def by_module_name(checkpoint: Checkpoint, decoder: Any) -> Checkpoint:
     """`checkpoint` with its tensors under the names that transformers' module has for them: some
-    families' files keep older ones (gpt_neox: `embed_out` for `lm_head`)."""
+    families' files keep older ones (gpt_neox: `embed_out` for `lm_head`), or experts one by one.
+
+    Raises UserError where an expert lacks a tensor that another has.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     conversions = get_model_conversion_mapping(decoder)
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    prefix = getattr(decoder, "base_model_prefix", None)
-    stored = decoder.state_dict()
-    tensors: Mapping[str, TensorLocation] = {
-        rename_source_key(name, renamings, [], prefix, stored)[0]: location
-        for name, location in checkpoint.tensors.items()
-    }
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    prefix, stored = getattr(decoder, "base_model_prefix", None), decoder.state_dict()
+    tensors: dict[str, Tensor] = {}
+    parts: dict[str, list[tuple[int, int, TensorLocation]]] = {}
+    for name, location in checkpoint.tensors.items():
+        assert isinstance(location, TensorLocation)
+        target, pattern = rename_source_key(name, renamings, converters, prefix, stored)
+        if pattern is None:
+            tensors[target] = location
+            continue
+        converter = next(entry for entry in converters if pattern in entry.source_patterns)
+        if not _stacks_experts(converter):
+            continue  # missed by name later on, if the graph reads it
+        expert = int(re.findall(r"\.(\d+)\.", name)[-1])
+        order = converter.source_patterns.index(pattern)
+        parts.setdefault(target, []).append((expert, order, location))
+    tensors |= {target: _stacked(target, pieces) for target, pieces in parts.items()}
     return replace(checkpoint, tensors=tensors)
+
+
+def _stacks_experts(converter: Any) -> bool:
+    """Whether a conversion puts experts after one another, the parts of each side by side: then
+    the bytes of the whole are those of the parts in that order."""
+    steps = [
+        (type(step).__name__, step.dim) for step in converter.operations if hasattr(step, "dim")
+    ]
+    stacked = [("MergeModulelist", 0)]
+    return steps in (stacked, [*stacked, ("Concatenate", 1)])
+
+
+def _stacked(name: str, pieces: list[tuple[int, int, TensorLocation]]) -> JoinedTensor:
+    """[E,…] of the parts of E experts, given with expert and order; parts join on their axis 0."""
+    ordered = sorted(pieces, key=lambda piece: piece[:2])
+    experts = ordered[-1][0] + 1
+    first = [location for expert, _, location in ordered if expert == 0]
+    shape = (experts, sum(location.shape[0] for location in first), *first[0].shape[1:])
+    complete = [piece[:2] for piece in ordered] == [
+        (expert, order) for expert in range(experts) for order in range(len(first))
+    ]
+    if not complete or any(location.shape != first[order].shape for _, order, location in ordered):
+        raise UserError(
+            f"the checkpoint has {len(ordered)} tensors for {name} of {experts} experts, not "
+            f"{len(first)} of one shape for each: it is incomplete"
+        )
+    return JoinedTensor(pieces=tuple(location for _, _, location in ordered), shape=shape)
 
 
 def constants(decoder: Any) -> dict[str, torch.Tensor]:

@@ -14,9 +14,10 @@ from ctx_export.core.errors import UserError
 from ctx_export.core.rope_settings import WHOLE
 from ctx_export.frontends.attention_backend import attention_backend
 from ctx_export.frontends.checkpoint import Checkpoint
+from ctx_export.frontends.experts import use_every_expert
 from ctx_export.frontends.layer_kinds import layer_types, rotating_layers
 from ctx_export.frontends.repeat import repeat_layers
-from ctx_export.frontends.shards import TensorLocation
+from ctx_export.frontends.shards import Tensor
 from ctx_export.frontends.source import Source
 from ctx_export.frontends.tensors import by_module_name, constants, fill_constants
 from ctx_export.ops.builder import OPSET
@@ -93,6 +94,7 @@ def _meta_decoder(
         if getattr(config, "no_rope_layers", None):
             config.no_rope_layers = [int(rotates) for _, rotates in kinds]
         config._attn_implementation = attention_backend(config)
+        use_every_expert(config)
         config.use_cache = False
         with torch.device("meta"):
             decoder: torch.nn.Module = AutoModelForCausalLM.from_config(
@@ -246,7 +248,7 @@ def _layers_prefix(decoder: torch.nn.Module, kinds: int) -> str:
 
 def _match_weights(
     graph: ir.Graph, checkpoint: Checkpoint, decoder: torch.nn.Module
-) -> dict[str, TensorLocation]:
+) -> dict[str, Tensor]:
     """The checkpoint tensor of every initializer without data; tied ones share one initializer."""
     _share_tied(graph, checkpoint, decoder)
     stored = _layer_free_names(decoder.state_dict())

@@ -85,7 +85,7 @@ def _variant(sites: Sequence[Site], plan: Plan) -> AttentionVariant:
     """One body serves all sites: an input that any of them needs is given to every one."""
     optional = ["sink_q"] if plan.has_sink_query else []
     optional += ["inv_freq", "multiplier"] if plan.length_table is not None else []
-    optional += ["head_sink"] if any(s.attention.head_sink is not None for s in sites) else []
+    optional += ["head_sink"] if _has_head_sinks(sites) else []
     optional += ["key_scale", "value_scale"] if plan.cache_type is not None else []
     return AttentionVariant(
         optional=tuple(optional),
@@ -93,6 +93,17 @@ def _variant(sites: Sequence[Site], plan: Plan) -> AttentionVariant:
         bounded=any(cache.policy == BOUNDED for cache in plan.caches),
         softcap=any(site.attention.softcap for site in sites),
     )
+
+
+def _has_head_sinks(sites: Sequence[Site]) -> bool:
+    """Whether the layers have learned logits of their heads."""
+    without = [site.layer for site in sites if site.attention.head_sink is None]
+    if without and len(without) < len(sites):
+        raise UserError(
+            f"layer {without[0]} has no learned sink logits and other layers have: only decoders "
+            "whose layers all have them can be exported"
+        )
+    return not without
 
 
 def _shared_inputs(

@@ -266,12 +266,15 @@ def load_config(checkpoint: Path) -> Any:
 
     with quiet():
         try:
-            return AutoConfig.from_pretrained(str(checkpoint))
+            config = AutoConfig.from_pretrained(str(checkpoint))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"reference {checkpoint} cannot be read by transformers: {_first_line(error)}; "
                 "give the checkpoint directory that the package was made from"
             ) from None
+    if getattr(config, "head_dim", 0) is None:  # its frequency tables do not compute it
+        config.head_dim = head_dimension(config)
+    return config
 
 
 def load_model(checkpoint: Path, config: Any, weights: str, compute: str) -> Any:
