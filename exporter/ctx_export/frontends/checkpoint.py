@@ -17,6 +17,7 @@ from ctx_export.core.rope_settings import (
     read_layer_rope_settings,
 )
 from ctx_export.frontends.layer_kinds import layer_types, rotating_layers
+from ctx_export.frontends.refusals import check_supported
 from ctx_export.frontends.shards import Tensor, TensorLocation, read_shards
 
 _PRECISION_OF = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -84,9 +85,11 @@ def _download(model: str) -> Path:
 def read_checkpoint(directory: Path) -> Checkpoint:
     """Config and tensor places of a checkpoint directory, without reading any weight.
 
-    Raises UserError for a missing or broken config, an unknown rope setting, or bad shards.
+    Raises UserError for a missing or broken config, an unknown rope setting, a decoder that cannot
+    be exported, or bad shards.
     """
     config = read_config(directory)
+    check_supported(config)
     tensors = read_shards(directory)
     spec = model_spec(config, _stored_precision(config, tensors))
     return Checkpoint(directory=directory, config=config, spec=spec, tensors=tensors)
