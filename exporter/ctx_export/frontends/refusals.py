@@ -12,10 +12,10 @@ def check_supported(config: Mapping[str, Any]) -> None:
     """Raise UserError with the reason and the way out, for a decoder that cannot be exported."""
     if config.get("kv_lora_rank"):
         raise UserError(
-            f"config.json has kv_lora_rank = {config['kv_lora_rank']}: the model's attention keeps "
-            "a latent vector in place of keys and values and rotates one part that all heads "
-            "share, which no ctx operator computes; export a model with one key and one value per "
-            "KV head"
+            f"config.json has kv_lora_rank = {config['kv_lora_rank']}: the model's attention "
+            "keeps a latent vector in place of keys and values and rotates one part that all "
+            "heads share, which no ctx operator computes; export a model with one key and one "
+            "value per KV head"
         )
     if config.get("alibi"):
         raise UserError(

@@ -71,8 +71,15 @@ def _value(tensor: TensorInfo) -> ir.Value:
 
 
 def _check_rotation(sites: Sequence[Site], plan: Plan) -> None:
-    """A table rotates as many dims as the graph does, unless the method widens the rotation."""
+    """The graph rotates as many dims as config.json states, and a table as many as the graph does
+    unless the method widens the rotation."""
     for site in sites:
+        shape = plan.spec.rotary_shape(rope=plan.spec.rope_of(site.layer))
+        if site.query.rotary_dim not in (0, shape.rotary_dim):
+            raise UserError(
+                f"layer {site.layer} rotates {site.query.rotary_dim} dims in the graph and "
+                f"{shape.rotary_dim} by config.json: check partial_rotary_factor there"
+            )
         planned = 2 * len(plan.tables[site.layer].inv_freq)
         if planned not in (site.query.rotary_dim, plan.spec.head_dim) and site.query.rotary_dim:
             raise UserError(

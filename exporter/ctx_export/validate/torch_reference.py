@@ -272,6 +272,11 @@ def load_config(checkpoint: Path) -> Any:
                 f"reference {checkpoint} cannot be read by transformers: {_first_line(error)}; "
                 "give the checkpoint directory that the package was made from"
             ) from None
+    if not hasattr(config, "rope_parameters"):
+        raise UserError(
+            f"transformers' {type(config).__name__} takes no rotary settings: a model of this "
+            "kind cannot be validated in this version"
+        )
     if getattr(config, "head_dim", 0) is None:  # its frequency tables do not compute it
         config.head_dim = head_dimension(config)
     return config
