@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.progress import Progress
-from ctx_export.frontends.shards import TensorLocation
+from ctx_export.frontends.shards import JoinedTensor, Tensor, TensorLocation
 
 DATA_NAME = "model.onnx.data"
 _ALIGNMENT = 4096  # bytes; lets a runtime map tensors
@@ -38,15 +38,21 @@ class StoredWeights:
 
 
 def store_weights(
-    graph: ir.Graph, weights: Mapping[str, TensorLocation], directory: Path, progress: Progress
+    graph: ir.Graph, weights: Mapping[str, Tensor], directory: Path, progress: Progress
 ) -> StoredWeights:
     """Give every weight of `graph` its external data in `directory`.
 
     Shards are hard-linked where no weight they hold changes type (copied across file systems);
-    other weights are converted into one data file. Never holds more than a piece of one tensor.
+    weights that change type or are kept in pieces are written into one data file. Never holds more
+    than a piece of one tensor.
     """
+    _check_data(graph, weights)
     used = {name: weights[name] for name, v in graph.initializers.items() if name in weights}
-    same = {name: loc for name, loc in used.items() if _STORED[_dtype(graph, name)] == loc.dtype}
+    same = {
+        name: loc
+        for name, loc in used.items()
+        if isinstance(loc, TensorLocation) and _STORED[_dtype(graph, name)] == loc.dtype
+    }
     changed = {name: loc for name, loc in used.items() if name not in same}
     files = _link_shards({loc.file for loc in same.values()}, directory)
     for name, location in same.items():
@@ -56,6 +62,17 @@ def store_weights(
     names = tuple(sorted(files) + ([DATA_NAME] if changed else []))
     storage = "converted" if changed else "copied" if "copied" in files.values() else "linked"
     return StoredWeights(files=names, storage=storage)
+
+
+def _check_data(graph: ir.Graph, weights: Mapping[str, Tensor]) -> None:
+    """Raise UserError where the graph reads a tensor that nothing gives numbers to."""
+    for name, value in graph.initializers.items():
+        if value.const_value is None and name not in weights:
+            raise UserError(
+                f"the decoder reads the constant {name}, whose numbers are neither in the "
+                "checkpoint nor known to transformers before it loads one: this decoder needs "
+                "support of its own"
+            )
 
 
 def _dtype(graph: ir.Graph, name: str) -> ir.DataType:
@@ -89,7 +106,7 @@ def _refer(graph: ir.Graph, name: str, file: str, offset: int, length: int) -> N
 
 
 def _convert(
-    graph: ir.Graph, weights: Mapping[str, TensorLocation], path: Path, progress: Progress
+    graph: ir.Graph, weights: Mapping[str, Tensor], path: Path, progress: Progress
 ) -> None:
     total = len(weights)
     with path.open("wb") as out:
@@ -97,7 +114,9 @@ def _convert(
             out.seek(-(-out.tell() // _ALIGNMENT) * _ALIGNMENT)
             offset = out.tell()
             target = _NUMPY[_STORED[_dtype(graph, name)]]
-            _convert_tensor(name, location, target, out)
+            pieces = location.pieces if isinstance(location, JoinedTensor) else (location,)
+            for piece in pieces:
+                _convert_tensor(name, piece, target, out)
             _refer(graph, name, path.name, offset, out.tell() - offset)
             progress.update(done, total)
 

@@ -237,9 +237,14 @@ def _layer_tables(spec: ModelSpec, resolved: Resolved) -> tuple[FrequencyTable, 
             tables.append(resolved.table)
             continue
         if id(rope) not in own:
-            own[id(rope)] = _own_table(spec, rope)
+            own[id(rope)] = _own_table(spec, rope) if rope.rotates else _still(resolved.table)
         tables.append(own[id(rope)])
     return tuple(tables)
+
+
+def _still(table: FrequencyTable) -> FrequencyTable:
+    """The table of layers without positions, beside layers that have `table`: nothing turns."""
+    return FrequencyTable(inv_freq=table.inv_freq * 0, multiplier=1.0)
 
 
 def _own_table(spec: ModelSpec, rope: RopeSettings) -> FrequencyTable:

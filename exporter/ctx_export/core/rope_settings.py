@@ -87,6 +87,7 @@ class RopeSettings:
     partial_rotary_factor: float = 1.0
     original_context: int | None = None  # original_max_position_embeddings, where given
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    rotates: bool = True  # False: of layers without positions, and nothing else here has effect
 
 
 def read_rope_settings(config: Mapping[str, Any]) -> RopeSettings:
@@ -156,6 +157,7 @@ def _read_one(config: Mapping[str, Any]) -> RopeSettings:
     method = _method(spelled)
     theta = _one_value(config, spelled, "rope_theta", "rotary_emb_base")
     share = _one_value(config, spelled, "partial_rotary_factor", "rotary_pct")
+    share = _share_of_dims(config) if share is None else share
     if share is not None and share > 1:
         raise UserError(f"partial_rotary_factor is {share:g}: it must be at most 1")
     family = str(config.get("model_type"))
@@ -170,6 +172,15 @@ def _read_one(config: Mapping[str, Any]) -> RopeSettings:
         original_context=_original_context(config, spelled, method),
         parameters=parameters,
     )
+
+
+def _share_of_dims(config: Mapping[str, Any]) -> float | None:
+    """The share of a head that older configs state as a number of dims."""
+    dims, heads = config.get("rotary_dim"), config.get("num_attention_heads")
+    if not dims or not heads:
+        return None
+    head_dim = config.get("head_dim") or config.get("hidden_size", 0) // heads
+    return float(dims / head_dim) if head_dim else None
 
 
 Spelled = Sequence[tuple[str, Mapping[str, Any]]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from ctx_export.core.errors import UserError
 from ctx_export.core.model_spec import PRECISIONS, ModelSpec
 from ctx_export.core.rope_settings import (
     SLIDING,
-    WHOLE,
     RopeSettings,
     main_settings,
     read_layer_rope_settings,
 )
-from ctx_export.frontends.shards import TensorLocation, read_shards
+from ctx_export.frontends.layer_kinds import layer_types, rotating_layers
+from ctx_export.frontends.refusals import check_supported
+from ctx_export.frontends.shards import Tensor, TensorLocation, read_shards
 
 _PRECISION_OF = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # Older families' spellings of the keys that every decoder has.
@@ -30,6 +31,7 @@ _SPELLINGS = {
     "d_model": "hidden_size",
     "n_positions": "max_position_embeddings",
     "max_seq_len": "max_position_embeddings",
+    "num_kv_heads": "num_key_value_heads",
 }
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")
 
@@ -41,7 +43,7 @@ class Checkpoint:
     directory: Path
     config: Mapping[str, Any]
     spec: ModelSpec
-    tensors: Mapping[str, TensorLocation]
+    tensors: Mapping[str, Tensor]
 
     def config_ties(self) -> bool:
         """Whether input embedding and output projection are one tensor."""
@@ -83,9 +85,11 @@ def _download(model: str) -> Path:
 def read_checkpoint(directory: Path) -> Checkpoint:
     """Config and tensor places of a checkpoint directory, without reading any weight.
 
-    Raises UserError for a missing or broken config, an unknown rope setting, or bad shards.
+    Raises UserError for a missing or broken config, an unknown rope setting, a decoder that cannot
+    be exported, or bad shards.
     """
     config = read_config(directory)
+    check_supported(config)
     tensors = read_shards(directory)
     spec = model_spec(config, _stored_precision(config, tensors))
     return Checkpoint(directory=directory, config=config, spec=spec, tensors=tensors)
@@ -149,9 +153,12 @@ def _ropes(
     config: Mapping[str, Any], layers: int, ropes: Mapping[str, RopeSettings]
 ) -> tuple[RopeSettings, ...]:
     """Every layer's own position settings; empty where all share one."""
+    rotating = rotating_layers(config, layers)
     if "" in ropes:
-        return ()
-    types = _layer_types(config, layers)
+        still = replace(ropes[""], rotates=False)
+        own = tuple(ropes[""] if rotates else still for rotates in rotating)
+        return () if all(rotating) else own
+    types = layer_types(config, layers)
     if types is None:
         raise UserError(
             f"config.json has rotary settings for {', '.join(ropes)} and no layer_types: state "
@@ -163,21 +170,10 @@ def _ropes(
     return tuple(ropes[kind] for kind in types)
 
 
-def _layer_types(config: Mapping[str, Any], layers: int) -> list[str] | None:
-    """The kind of every layer where config.json states it."""
-    types = config.get("layer_types")
-    if types is None and config.get("sliding_window_pattern"):
-        every = _count(config, "sliding_window_pattern")  # each of so many layers sees all
-        types = [SLIDING if (layer + 1) % every else WHOLE for layer in range(layers)]
-    if types is not None and len(types) != layers:
-        raise UserError(f"config.json has {len(types)} layer_types for {layers} layers")
-    return types
-
-
 def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     """Every layer's own sliding window in tokens, 0 for none."""
     window = config.get("sliding_window") or 0
-    types = _layer_types(config, layers)
+    types = layer_types(config, layers)
     if config.get("use_sliding_window") is False or not window:
         return (0,) * layers
     if types is None and "max_window_layers" in config and "use_sliding_window" in config:

@@ -42,6 +42,21 @@ class TensorLocation:
     length: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinedTensor:
+    """One tensor that is kept as several, whose bytes follow one another in it."""
+
+    pieces: tuple[TensorLocation, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> str:
+        return self.pieces[0].dtype
+
+
+Tensor = TensorLocation | JoinedTensor
+
+
 def read_shards(directory: Path) -> dict[str, TensorLocation]:
     """All tensors of a checkpoint directory by name.
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ctx_export.core.model_spec import ModelSpec
 from ctx_export.frontends.checkpoint import Checkpoint
-from ctx_export.frontends.shards import TensorLocation
+from ctx_export.frontends.shards import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,4 +24,4 @@ class Source:
     spec: ModelSpec
     precision: str
     checkpoint: Checkpoint
-    weights: Mapping[str, TensorLocation]
+    weights: Mapping[str, Tensor]

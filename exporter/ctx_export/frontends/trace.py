@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from ctx_export.core.errors import UserError
+from ctx_export.core.rope_settings import WHOLE
+from ctx_export.frontends.attention_backend import attention_backend
 from ctx_export.frontends.checkpoint import Checkpoint
+from ctx_export.frontends.experts import use_every_expert
+from ctx_export.frontends.layer_kinds import layer_types, rotating_layers
 from ctx_export.frontends.repeat import repeat_layers
-from ctx_export.frontends.shards import TensorLocation
+from ctx_export.frontends.shards import Tensor
 from ctx_export.frontends.source import Source
+from ctx_export.frontends.tensors import by_module_name, constants, fill_constants
 from ctx_export.ops.builder import OPSET
 
 if TYPE_CHECKING:
@@ -34,9 +39,11 @@ def trace(checkpoint: Checkpoint, precision: str | None = None) -> Source:
     precision = precision or checkpoint.spec.precision
     kinds = layer_kinds(checkpoint)
     decoder = _meta_decoder(checkpoint, precision, kinds)
+    checkpoint = by_module_name(checkpoint, decoder)
     model = _export(decoder)
     prefix = _layers_prefix(decoder, len(kinds))
     simplify(model)
+    fill_constants(model.graph, constants(decoder))
     repeat_layers(model.graph, prefix=prefix, kinds=_kind_of_layer(checkpoint, kinds))
     weights = _match_weights(model.graph, checkpoint, decoder)
     return Source(
@@ -48,18 +55,29 @@ def trace(checkpoint: Checkpoint, precision: str | None = None) -> Source:
     )
 
 
-def layer_kinds(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The distinct layer types in the order of their first layer."""
-    types = checkpoint.config.get("layer_types") or ["full_attention"]
-    return tuple(dict.fromkeys(types))
+# Its type by config.json and whether it rotates: what layers may differ in.
+LayerKind = tuple[str, bool]
 
 
-def _kind_of_layer(checkpoint: Checkpoint, kinds: Sequence[str]) -> list[int]:
-    types = checkpoint.config.get("layer_types") or [kinds[0]] * checkpoint.spec.layers
-    return [kinds.index(kind) for kind in types]
+def layer_kinds(checkpoint: Checkpoint) -> tuple[LayerKind, ...]:
+    """The distinct kinds of layers in the order of their first layer."""
+    return tuple(dict.fromkeys(_layer_kinds(checkpoint)))
 
 
-def _meta_decoder(checkpoint: Checkpoint, precision: str, kinds: Sequence[str]) -> torch.nn.Module:
+def _kind_of_layer(checkpoint: Checkpoint, kinds: Sequence[LayerKind]) -> list[int]:
+    return [kinds.index(kind) for kind in _layer_kinds(checkpoint)]
+
+
+def _layer_kinds(checkpoint: Checkpoint) -> list[LayerKind]:
+    """The kind of every layer."""
+    config, layers = checkpoint.config, checkpoint.spec.layers
+    types = layer_types(config, layers) or [WHOLE] * layers
+    return list(zip(types, rotating_layers(config, layers), strict=True))
+
+
+def _meta_decoder(
+    checkpoint: Checkpoint, precision: str, kinds: Sequence[LayerKind]
+) -> torch.nn.Module:
     """transformers' own model on the meta device, with one layer per kind and plain RoPE: the
     rotation is rewritten afterwards, so its scaling must not shape the trace."""
     import torch
@@ -72,8 +90,11 @@ def _meta_decoder(checkpoint: Checkpoint, precision: str, kinds: Sequence[str]) 
         _plain_rope(config)
         config.num_hidden_layers = len(kinds)
         if getattr(config, "layer_types", None):
-            config.layer_types = list(kinds)
-        config._attn_implementation = "sdpa"
+            config.layer_types = [kind for kind, _ in kinds]
+        if getattr(config, "no_rope_layers", None):
+            config.no_rope_layers = [int(rotates) for _, rotates in kinds]
+        config._attn_implementation = attention_backend(config)
+        use_every_expert(config)
         config.use_cache = False
         with torch.device("meta"):
             decoder: torch.nn.Module = AutoModelForCausalLM.from_config(
@@ -196,7 +217,7 @@ def simplify(model: ir.Model) -> None:
 
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
-        if name.startswith(_WRAPPER_PREFIX) and tensor is not None:
+        if name.startswith(_WRAPPER_PREFIX) and tensor is not None and _is_placeholder(tensor):
             value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape.numpy())
             value.const_value = None
     # Weights without data are meant; the optimizer warns about each of them.
@@ -205,6 +226,11 @@ def simplify(model: ir.Model) -> None:
     for value in list(model.graph.initializers.values()):
         if value.name and value.name.startswith(_WRAPPER_PREFIX):
             value.name = value.name.removeprefix(_WRAPPER_PREFIX)
+
+
+def _is_placeholder(tensor: ir.TensorProtocol) -> bool:
+    """Whether a traced tensor is a weight without data; a constant of the code has its own."""
+    return bool(getattr(tensor.raw, "is_meta", False))
 
 
 def _layers_prefix(decoder: torch.nn.Module, kinds: int) -> str:
@@ -222,7 +248,7 @@ def _layers_prefix(decoder: torch.nn.Module, kinds: int) -> str:
 
 def _match_weights(
     graph: ir.Graph, checkpoint: Checkpoint, decoder: torch.nn.Module
-) -> dict[str, TensorLocation]:
+) -> dict[str, Tensor]:
     """The checkpoint tensor of every initializer without data; tied ones share one initializer."""
     _share_tied(graph, checkpoint, decoder)
     stored = _layer_free_names(decoder.state_dict())

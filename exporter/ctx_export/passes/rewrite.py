@@ -20,6 +20,7 @@ from ctx_export.ops.spec import DOMAIN, OPSET_VERSION, PLUGIN_ATTRIBUTES
 from ctx_export.passes.fuse import fuse
 from ctx_export.passes.locate import Site, locate
 from ctx_export.patterns.match import describe
+from ctx_export.patterns.rotary import HEADS_FIRST
 from ctx_export.scaling.base import FrequencyTable
 
 _DTYPES = {
@@ -70,10 +71,17 @@ def _value(tensor: TensorInfo) -> ir.Value:
 
 
 def _check_rotation(sites: Sequence[Site], plan: Plan) -> None:
-    """A table rotates as many dims as the graph does, unless the method widens the rotation."""
+    """The graph rotates as many dims as config.json states, and a table as many as the graph does
+    unless the method widens the rotation."""
     for site in sites:
+        shape = plan.spec.rotary_shape(rope=plan.spec.rope_of(site.layer))
+        if site.query.rotary_dim not in (0, shape.rotary_dim):
+            raise UserError(
+                f"layer {site.layer} rotates {site.query.rotary_dim} dims in the graph and "
+                f"{shape.rotary_dim} by config.json: check partial_rotary_factor there"
+            )
         planned = 2 * len(plan.tables[site.layer].inv_freq)
-        if planned != site.query.rotary_dim and planned != plan.spec.head_dim:
+        if planned not in (site.query.rotary_dim, plan.spec.head_dim) and site.query.rotary_dim:
             raise UserError(
                 f"layer {site.layer} rotates {site.query.rotary_dim} dims, the {plan.method} "
                 f"table {planned}: check partial_rotary_factor in config.json"
@@ -84,6 +92,7 @@ def _variant(sites: Sequence[Site], plan: Plan) -> AttentionVariant:
     """One body serves all sites: an input that any of them needs is given to every one."""
     optional = ["sink_q"] if plan.has_sink_query else []
     optional += ["inv_freq", "multiplier"] if plan.length_table is not None else []
+    optional += ["head_sink"] if _has_head_sinks(sites) else []
     optional += ["key_scale", "value_scale"] if plan.cache_type is not None else []
     return AttentionVariant(
         optional=tuple(optional),
@@ -91,6 +100,17 @@ def _variant(sites: Sequence[Site], plan: Plan) -> AttentionVariant:
         bounded=any(cache.policy == BOUNDED for cache in plan.caches),
         softcap=any(site.attention.softcap for site in sites),
     )
+
+
+def _has_head_sinks(sites: Sequence[Site]) -> bool:
+    """Whether the layers have learned logits of their heads."""
+    without = [site.layer for site in sites if site.attention.head_sink is None]
+    if without and len(without) < len(sites):
+        raise UserError(
+            f"layer {without[0]} has no learned sink logits and other layers have: only decoders "
+            "whose layers all have them can be exported"
+        )
+    return not without
 
 
 def _shared_inputs(
@@ -238,9 +258,9 @@ def _replace_site(graph: ir.Graph, inputs: SiteInputs) -> None:
     site, plan = inputs.site, inputs.plan
     cache, old = plan.caches[site.layer], site.attention.y.producer()
     assert old is not None
-    query = inputs.rotated("query", site.query.source, "positions")
-    nodes = [query]
-    key = site.key.source
+    nodes, (asked, key) = _heads_first(site)
+    query = inputs.rotated("query", asked, "positions")
+    nodes.append(query)
     if plan.length_table is None:
         nodes.append(inputs.rotated("key", key, "positions"))
         key = nodes[-1].outputs[0]
@@ -248,13 +268,50 @@ def _replace_site(graph: ir.Graph, inputs: SiteInputs) -> None:
     given["sink_q"] = query.outputs[0]
     if cache.sink_position is not None:
         positions = _sink_positions(cache.sink_position)
-        nodes.append(inputs.rotated("sink_query", site.query.source, positions))
+        nodes.append(inputs.rotated("sink_query", asked, positions))
         given["sink_q"] = nodes[-1].outputs[0]
+    if site.attention.head_sink is not None:
+        given["head_sink"] = _as_float(site, nodes)
     given |= _baked_scales(graph, plan, site.layer)
     optional = [given[name] for name in inputs.variant.optional]
     nodes.append(_attention(inputs, [query.outputs[0], key, site.attention.v], optional))
     graph.insert_before(old, nodes)
     ir.convenience.replace_all_uses_with(site.attention.y, nodes[-1].outputs[0])
+
+
+def _heads_first(site: Site) -> tuple[list[ir.Node], list[ir.Value]]:
+    """The query and the key before rotation as [B,H,S,D], and the nodes that make them so."""
+    nodes, values = [], []
+    for part, rotation in (("query", site.query), ("key", site.key)):
+        value = rotation.source
+        if rotation.transposed:
+            name = f"ctx.layer{site.layer}.{part}"
+            node = ir.node("Transpose", [value], {"perm": HEADS_FIRST}, name=f"{name}.transpose")
+            assert value.shape is not None
+            shape = ir.Shape([value.shape[axis] for axis in HEADS_FIRST])
+            made = node.outputs[0]
+            made.name, made.type, made.shape = name, value.type, shape
+            nodes.append(node)
+            value = made
+        values.append(value)
+    return nodes, values
+
+
+def _as_float(site: Site, nodes: list[ir.Node]) -> ir.Value:
+    """The learned logits of a site's heads in float32; what casts them joins `nodes`."""
+    sink = site.attention.head_sink
+    assert sink is not None
+    if sink.dtype is ir.DataType.FLOAT:
+        return sink
+    node = ir.node("Cast", [sink], {"to": ir.DataType.FLOAT})
+    made = node.outputs[0]
+    made.name, made.dtype, made.shape = (
+        f"ctx.layer{site.layer}.head_sink",
+        ir.DataType.FLOAT,
+        sink.shape,
+    )
+    nodes.append(node)
+    return made
 
 
 def _attention(

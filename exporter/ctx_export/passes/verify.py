@@ -9,9 +9,10 @@ import onnx_ir as ir
 from ctx_export.core.manifest import TensorInfo
 from ctx_export.core.plan import Plan, is_input
 from ctx_export.ops.spec import DOMAIN, OPERATORS, Rotation
+from ctx_export.patterns.eager_attention import is_attention_softmax
 
 # What a rotation or an attention is made of; none may survive outside the function bodies.
-_FORBIDDEN = ("Attention", "RotaryEmbedding", "Sin", "Cos", "Softmax", "MultiHeadAttention")
+_FORBIDDEN = ("Attention", "RotaryEmbedding", "Sin", "Cos", "MultiHeadAttention")
 
 
 class RewriteError(Exception):
@@ -35,7 +36,11 @@ def expected_sites(plan: Plan, *, fused: bool) -> dict[str, int]:
 def verify(model: ir.Model, plan: Plan) -> None:
     """Raise RewriteError unless `model` is what `plan` promised."""
     graph = model.graph
-    left = [f"{n.op_type} ({n.outputs[0].name})" for n in graph if n.op_type in _FORBIDDEN]
+    left = [
+        f"{node.op_type} ({node.outputs[0].name})"
+        for node in graph
+        if node.op_type in _FORBIDDEN or is_attention_softmax(node)
+    ]
     if left:
         raise RewriteError(f"old nodes are left after rewriting: {', '.join(left[:4])}")
     nodes = [node for node in graph if node.domain == DOMAIN]

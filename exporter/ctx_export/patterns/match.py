@@ -41,6 +41,19 @@ def scalar(value: ir.Value | None) -> int | None:
     return int(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
+def number(value: ir.Value | None) -> float | None:
+    """The single number that `value` always holds, or None."""
+    array = constant(value)
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+
+def uncast(value: ir.Value | None) -> ir.Value | None:
+    """What `value` is cast from, or itself."""
+    while (node := producer(value, "Cast")) is not None:
+        value = node.inputs[0]
+    return value
+
+
 def dimension(value: ir.Value, axis: int) -> int | None:
     """One static dimension of `value`, or None."""
     size = value.shape[axis] if value.shape is not None else None

@@ -1,34 +1,61 @@
-"""Rotary embedding as plain operators: x·cos + rotate_half(x)·sin, on all or the leading dims."""
+"""Rotary embedding as plain operators: x·cos + rotate(x)·sin, on all or the leading dims.
+
+Pairs are halves (i, i + d/2) or neighbours (2i, 2i+1). Some decoders turn [B,S,H,D] and transpose
+afterwards, some turn each half by itself and join them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from ctx_export.patterns.match import Miss, describe, dimension, producer, scalar
+from ctx_export.patterns.rotary_table import is_table
 
-_TABLE_STEPS = ("Unsqueeze", "Cast", "Mul", "Reshape", "Expand")
+HEADS_FIRST = [0, 2, 1, 3]  # [B,S,H,D] to [B,H,S,D]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotaryMatch:
-    """A rotated value: the tensor before rotation [B,H,S,D] and how it is rotated."""
+    """A rotated value: the tensor before rotation [B,H,S,D] and how it is rotated.
+
+    `transposed`: the source is [B,S,H,D]. A `rotary_dim` of 0: it is not rotated at all.
+    """
 
     source: ir.Value
     rotary_dim: int
     interleaved: bool
+    transposed: bool = False
 
 
 def match_rotary(value: ir.Value) -> RotaryMatch | Miss:
-    """Match `value` [B,H,S,D] as a half-split rotary embedding of some tensor."""
+    """Match `value` [B,H,S,D] as a rotary embedding of some tensor."""
+    turned = _match_any(value)
+    transpose = producer(value, "Transpose")
+    if isinstance(turned, RotaryMatch) or transpose is None:
+        return turned
+    inner = transpose.inputs[0]
+    if inner is None or list(transpose.attributes["perm"].as_ints()) != HEADS_FIRST:
+        return turned
+    before = _match_any(inner)
+    if isinstance(before, RotaryMatch):
+        return replace(before, transposed=True)
+    return before if before.depth > turned.depth else turned
+
+
+def _match_any(value: ir.Value) -> RotaryMatch | Miss:
     whole = _match_rotation(value)
     if isinstance(whole, RotaryMatch):
         return whole
     joined = producer(value, "Concat")
     if joined is None or len(joined.inputs) != 2:
         return whole
-    return _match_partial(joined)
+    attempts = (_match_joined_halves(joined), _match_partial(joined))
+    for attempt in attempts:
+        if isinstance(attempt, RotaryMatch):
+            return attempt
+    return max(attempts, key=lambda miss: miss.depth)  # type: ignore[union-attr]
 
 
 def _match_partial(joined: ir.Node) -> RotaryMatch | Miss:
@@ -51,7 +78,33 @@ def _match_partial(joined: ir.Node) -> RotaryMatch | Miss:
     )
     if bounds != (0, inner.rotary_dim, inner.rotary_dim):
         return _miss(joined, 6, f"slice bounds {bounds} do not split at {inner.rotary_dim}")
-    return RotaryMatch(source=source, rotary_dim=inner.rotary_dim, interleaved=False)
+    return replace(inner, source=source)
+
+
+def _match_joined_halves(joined: ir.Node) -> RotaryMatch | Miss:
+    """Concat(a·cos - b·sin, b·cos + a·sin) of the halves a, b of one tensor."""
+    first, second = producer(joined.inputs[0], "Sub"), producer(joined.inputs[1], "Add")
+    if first is None or second is None:
+        return _miss(joined, 1, "it does not join a·cos - b·sin with b·cos + a·sin")
+    a, b = _factors(first, "Cos", 0), _factors(first, "Sin", 1)
+    terms = {_factors(second, "Cos", 0), _factors(second, "Cos", 1)}
+    turned = {_factors(second, "Sin", 0), _factors(second, "Sin", 1)}
+    if a is None or b is None or b not in terms or a not in turned:
+        return _miss(joined, 2, "its two halves are not turned by one cosine and one sine")
+    split = producer(a, "Split")
+    if split is None or split is not producer(b, "Split") or list(split.outputs) != [a, b]:
+        return _miss(joined, 3, "what is turned are not the two halves of one tensor")
+    source = split.inputs[0]
+    size = dimension(source, -1) if source is not None else None
+    if source is None or size is None or dimension(a, -1) != size / 2:
+        return _miss(joined, 4, f"{describe(source)} is not split into halves")
+    return RotaryMatch(source=source, rotary_dim=size, interleaved=False)
+
+
+def _factors(total: ir.Node, table_op: str, term: int) -> ir.Value | None:
+    """What a term of `total` multiplies by the table of `table_op`."""
+    product = producer(total.inputs[term], "Mul")
+    return None if product is None else _factor_beside(product, table_op)
 
 
 def _match_rotation(value: ir.Value) -> RotaryMatch | Miss:
@@ -75,32 +128,20 @@ def _match_terms(
     if cos_product is None or sin_product is None:
         return _miss(total, 1, "a term is not a product")
     source = _factor_beside(cos_product, "Cos")
-    halves = _factor_beside(sin_product, "Sin")
-    if source is None or halves is None:
+    rotated = _factor_beside(sin_product, "Sin")
+    if source is None or rotated is None:
         return _miss(total, 2, "no factor comes from Cos and Sin")
-    return _match_halves(source, halves)
+    if producer(rotated, "Reshape") is not None:
+        return _match_neighbours(source, rotated)
+    return _match_halves(source, rotated)
 
 
 def _factor_beside(product: ir.Node, table_op: str) -> ir.Value | None:
     """The factor of `product` whose partner is made from a `table_op` node."""
     first, second = product.inputs
-    if _comes_from(second, table_op):
+    if is_table(second, table_op):
         return first
-    return second if _comes_from(first, table_op) else None
-
-
-def _comes_from(value: ir.Value | None, table_op: str) -> bool:
-    """Whether `value` is a reshaped, cast or scaled result of a `table_op` node."""
-    for _ in range(8):
-        node = value.producer() if value is not None else None
-        if node is None:
-            return False
-        if node.op_type == table_op:
-            return True
-        if node.op_type not in _TABLE_STEPS:
-            return False
-        value = node.inputs[0]
-    return False
+    return second if is_table(first, table_op) else None
 
 
 def _match_halves(source: ir.Value, halves: ir.Value) -> RotaryMatch | Miss:
@@ -120,6 +161,30 @@ def _match_halves(source: ir.Value, halves: ir.Value) -> RotaryMatch | Miss:
     if size is None or size % 2 or bounds != (0, size // 2, size // 2):
         return _miss(joined, 6, f"halves {bounds} do not split a dimension of {size}")
     return RotaryMatch(source=source, rotary_dim=size, interleaved=False)
+
+
+def _match_neighbours(source: ir.Value, pairs: ir.Value) -> RotaryMatch | Miss:
+    """`pairs` must be Reshape(Concat(-x[1::2], x[0::2])) of `source`, joined on an axis after the
+    last."""
+    reshape = producer(pairs, "Reshape")
+    assert reshape is not None
+    joined = producer(reshape.inputs[0], "Concat")
+    if joined is None or len(joined.inputs) != 2:
+        return _miss(reshape, 3, "it does not join two columns")
+    columns = [producer(column, "Unsqueeze") for column in joined.inputs]
+    negated = producer(columns[0].inputs[0], "Neg") if columns[0] is not None else None
+    odd = producer(negated.inputs[0], "Slice") if negated is not None else None
+    even = producer(columns[1].inputs[0], "Slice") if columns[1] is not None else None
+    if odd is None or even is None:
+        return _miss(joined, 4, "its columns are not Neg(Slice) and Slice")
+    if even.inputs[0] is not source or odd.inputs[0] is not source:
+        return _miss(joined, 5, "its columns are not taken from the tensor beside the cosine")
+    size = dimension(source, -1)
+    steps = tuple(scalar(node.inputs[index]) for node in (even, odd) for index in (1, 4))
+    axis = scalar(columns[0].inputs[1]) if columns[0] is not None else None
+    if size is None or size % 2 or steps != (0, 2, 1, 2) or axis not in (-1, 4):
+        return _miss(joined, 6, f"starts and steps {steps} do not pair the {size} dims")
+    return RotaryMatch(source=source, rotary_dim=size, interleaved=True)
 
 
 def _miss(node: ir.Node, depth: int, reason: str) -> Miss:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctx_export.core.errors import UserError
+from ctx_export.frontends.attention_backend import attention_backend
 from ctx_export.frontends.shards import read_shards
 from ctx_export.validate import torch_reference as reference
 
@@ -59,7 +60,9 @@ def load_by_layer(checkpoint: Path, config: Any, weights: str, compute: str) -> 
     dtype = getattr(torch, reference.TORCH_TYPES[compute])
     with reference.quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            reference.without_scaling(config), dtype=dtype, attn_implementation="sdpa"
+            reference.without_scaling(config),
+            dtype=dtype,
+            attn_implementation=attention_backend(config),
         )
     prefix, layers = _decoder_layers(model)
     outside = _outside(model, prefix)

@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.rope_settings import WHOLE
-from ctx_export.validate.pairwise_attention import Attention, Cached
+from ctx_export.frontends.attention_backend import attention_module, check_replaceable
+from ctx_export.validate.pairwise_attention import Attention, Cached, Scores
 from ctx_export.validate.quantised import CacheNumbers
 from ctx_export.validate.rope_parameters import Scaling
 from ctx_export.validate.rope_tables import held_table, transformers_table
@@ -81,17 +82,19 @@ class PairwiseReference:
             self._model = load_by_layer(checkpoint, config, weights, compute)
         else:
             self._model = load_model(checkpoint, config, weights, compute)
+        check_replaceable(self._model)
         self._model.config._attn_implementation = _IMPLEMENTATION
         self._owner = rotary_owner(self._model)
         rotary = self._owner.rotary_emb
-        rotary.forward = _no_rotation(rotary)
+        first = attention_module(self._owner.layers[0])
+        rotary.forward = _no_rotation(rotary, first)
         tables = [table] * len(rules) if callable(table) else list(table)
         rounding = None if compute == "fp32" else getattr(torch, TORCH_TYPES[compute])
         self.heads = tuple(
             Heads(
                 head_dim=head_dimension(config),
                 count=len(own(1)[0]),
-                interleaved=is_interleaved(self._owner.layers[0].self_attn),
+                interleaved=is_interleaved(first),
             )
             for own in tables
         )
@@ -100,7 +103,7 @@ class PairwiseReference:
         for layer, rule, own, heads in parts:
             attention = Attention(rule=rule, table=own, heads=heads, rounding=rounding)
             self._layers.append(_Layer(attention))
-            layer.self_attn.pairwise = self._layers[-1]
+            attention_module(layer).pairwise = self._layers[-1]
 
     @property
     def layers(self) -> int:
@@ -209,7 +212,7 @@ class _Layer:
             self._past = (past.keys[index][0], past.values[index][0])
             self._tokens = np.concatenate([past.tokens[index], positions])
 
-    def __call__(self, query: Any, key: Any, value: Any, scaling: float, softcap: float) -> Any:
+    def __call__(self, query: Any, key: Any, value: Any, how: Scores) -> Any:
         """Attended values [Hq,N,Dv] of heads [H,N,D], float64."""
         import torch
 
@@ -222,7 +225,7 @@ class _Layer:
         cached = Cached(keys=parts[0], values=parts[1], tokens=self._tokens)
         if self.numbers is not None:
             cached = self._attention.kept(cached, self.numbers)
-        return self._attention.attend(query, cached, self._lengths, scaling, softcap)
+        return self._attention.attend(query, cached, self._lengths, how)
 
 
 def is_interleaved(attention: Any) -> bool:
@@ -230,6 +233,12 @@ def is_interleaved(attention: Any) -> bool:
 
     Asked of its own function: dim 0 turned by a quarter moves to its partner.
     """
+    return int(_quarter_turn(attention)[0].flatten().abs().argmax()) == 1
+
+
+def _quarter_turn(attention: Any) -> tuple[Any, int]:
+    """Dim 0 of 8 turned by a quarter, and how many columns of cosines that takes: 8, or 4 where
+    one serves both dims of a pair."""
     import torch
 
     module = sys.modules[type(attention).__module__]
@@ -241,19 +250,28 @@ def is_interleaved(attention: Any) -> bool:
         )
     x = torch.zeros(1, 1, 1, 8)
     x[..., 0] = 1
-    turned, _ = apply(x, x, torch.zeros(1, 1, 8), torch.ones(1, 1, 8))
-    return int(turned.flatten().abs().argmax()) == 1
+    for columns in (8, 4):
+        try:
+            turned, _ = apply(x, x, torch.zeros(1, 1, columns), torch.ones(1, 1, columns))
+        except RuntimeError:
+            continue
+        return turned, columns
+    raise UserError(
+        f"{type(attention).__name__} takes neither a cosine per dim nor one per pair: a model of "
+        "this kind cannot be validated with this method in this version"
+    )
 
 
-def _no_rotation(rotary: Any) -> Callable[..., tuple[Any, Any]]:
-    """A rotary module's forward that gives cos and sin of angle 0, [B,N,rotary_dim]; some modules
-    are asked for a kind of layers."""
+def _no_rotation(rotary: Any, attention: Any) -> Callable[..., tuple[Any, Any]]:
+    """A rotary module's forward that gives cos and sin of angle 0, [B,N,rotary_dim] or a column a
+    pair; some modules are asked for a kind of layers."""
+    columns = _quarter_turn(attention)[1] // 4
 
     def forward(x: Any, position_ids: Any, layer_type: str = "") -> tuple[Any, Any]:
         import torch
 
         held = f"{layer_type}_inv_freq" if layer_type else "inv_freq"
-        shape = (*position_ids.shape, 2 * len(getattr(rotary, held)))
+        shape = (*position_ids.shape, columns * len(getattr(rotary, held)))
         return torch.ones(shape, dtype=x.dtype), torch.zeros(shape, dtype=x.dtype)
 
     return forward
@@ -263,12 +281,10 @@ def _attention(
     module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **options: Any
 ) -> tuple[Any, None]:
     """transformers' attention interface: heads [1,H,N,D] in, [1,N,Hq,D] out."""
-    if options.get("s_aux") is not None:
-        raise UserError(
-            f"{type(module).__name__} has learned sink logits, which this method's reference does "
-            "not have in this version: choose a method with full caches"
-        )
-    out = module.pairwise(query[0], key[0], value[0], scaling, options.get("softcap") or 0.0)
+    how = Scores(
+        scaling=scaling, softcap=options.get("softcap") or 0.0, sinks=options.get("s_aux")
+    )
+    out = module.pairwise(query[0], key[0], value[0], how)
     return out.transpose(0, 1)[None].to(query.dtype).contiguous(), None
 
 

@@ -32,26 +32,32 @@ class Cached:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """How q·k becomes weights: times `scaling`, capped at `softcap` (0: not), in one softmax with
+    `sinks` [Hq], learned logits that have no value."""
+
+    scaling: float
+    softcap: float = 0.0
+    sinks: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
     """How one layer attends. `rounding` is the torch type that PyTorch would store rotated queries
-    and keys and the softmax in, None to keep float64; a `softcap` of 0 is none."""
+    and keys and the softmax in, None to keep float64."""
 
     rule: Rule
     table: Table
     heads: Heads
     rounding: Any = None
 
-    def attend(
-        self, query: Any, cached: Cached, lengths: Ints, scaling: float, softcap: float = 0.0
-    ) -> Any:
+    def attend(self, query: Any, cached: Cached, lengths: Ints, how: Scores) -> Any:
         """[Hq,N,Dv] float64: `query` [Hq,N,D] of the last N tokens of `cached`, each with the
         table of its rope length, `lengths` [N]."""
         with _one_thread(if_true=query.shape[0] * query.shape[2] <= _SMALL):
-            return self._attend(query, cached, lengths, scaling, softcap)
+            return self._attend(query, cached, lengths, how)
 
-    def _attend(
-        self, query: Any, cached: Cached, lengths: Ints, scaling: float, softcap: float
-    ) -> Any:
+    def _attend(self, query: Any, cached: Cached, lengths: Ints, how: Scores) -> Any:
         import torch
 
         count = query.shape[1]
@@ -66,14 +72,18 @@ class Attention:
             scores = []
             for one in met:
                 own = turner.turned(queries[:, :, block], one.query_positions)
-                score = one.products(own, turner.keys_of(one).mT) * scaling
-                if softcap:
-                    score = softcap * torch.tanh(score / softcap)
+                score = one.products(own, turner.keys_of(one).mT) * how.scaling
+                if how.softcap:
+                    score = how.softcap * torch.tanh(score / how.softcap)
                 if not one.visible.all():
                     score.masked_fill_(torch.from_numpy(~one.visible), -torch.inf)
                 scores.append(score)
+            if how.sinks is not None:
+                sinks = how.sinks.double().reshape(*queries.shape[:2], 1, 1)
+                scores.append(sinks.expand(*scores[0].shape[:3], 1))
             weights = self.rounded(torch.cat(scores, dim=-1).softmax(dim=-1))
-            parts = weights.split([one.visible.shape[1] for one in met], dim=-1)
+            widths = [one.visible.shape[1] for one in met]
+            parts = weights[..., : sum(widths)].split(widths, dim=-1)
             out[:, :, block] = sum(
                 one.products(part, values[:, one.rows])
                 for one, part in zip(met, parts, strict=True)

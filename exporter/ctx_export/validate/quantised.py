@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 
 from ctx_export.core.cache_type import INT8, CacheType, LayerScales, cache_type
 from ctx_export.core.manifest import Manifest
+from ctx_export.frontends.attention_backend import (
+    attention_backend,
+    attention_function,
+    attention_module,
+    check_replaceable,
+)
 from ctx_export.validate.synthetic import Cache
 from ctx_export.validate.turning import Floats, Heads, Ints
 
 IMPLEMENTATION = "ctx_quantised"
-_PLAIN = "sdpa"  # transformers' own, which IMPLEMENTATION gives rounded keys and values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,28 +100,27 @@ def install(model: Any, layers: Iterable[Any], numbers: Iterable[CacheNumbers] |
     """Make transformers' own attention of every layer read back what its cache can hold; None:
     leave it as it is."""
     if numbers is None:
-        model.config._attn_implementation = _PLAIN
+        model.config._attn_implementation = attention_backend(model.config)
         return
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+    check_replaceable(model)
+    mask = ALL_MASK_ATTENTION_FUNCTIONS[attention_backend(model.config)]
     AttentionInterface.register(IMPLEMENTATION, _attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, ALL_MASK_ATTENTION_FUNCTIONS[_PLAIN])
+    AttentionMaskInterface.register(IMPLEMENTATION, mask)
     model.config._attn_implementation = IMPLEMENTATION
     for layer, own in zip(layers, numbers, strict=True):
-        layer.self_attn.cache_numbers = own
+        attention_module(layer).cache_numbers = own
 
 
 def _attention(
     module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any
 ) -> tuple[Any, Any]:
     """transformers' attention interface: heads [B,H,N,D] in."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
     numbers: CacheNumbers = module.cache_numbers
     key = numbers.keys(key).to(query.dtype)
     value = numbers.values(value).to(query.dtype)
-    result: tuple[Any, Any] = ALL_ATTENTION_FUNCTIONS[_PLAIN](
-        module, query, key, value, mask, **options
-    )
+    plain = attention_function(module)
+    result: tuple[Any, Any] = plain(module, query, key, value, mask, **options)
     return result

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.rope_settings import WHOLE
+from ctx_export.frontends.attention_backend import attention_backend
 from ctx_export.validate.quantised import CacheNumbers, install
 from ctx_export.validate.rope_parameters import Scaling, Trained, rope_parameters
 from ctx_export.validate.synthetic import Cache
@@ -265,12 +266,20 @@ def load_config(checkpoint: Path) -> Any:
 
     with quiet():
         try:
-            return AutoConfig.from_pretrained(str(checkpoint))
+            config = AutoConfig.from_pretrained(str(checkpoint))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"reference {checkpoint} cannot be read by transformers: {_first_line(error)}; "
                 "give the checkpoint directory that the package was made from"
             ) from None
+    if not hasattr(config, "rope_parameters"):
+        raise UserError(
+            f"transformers' {type(config).__name__} takes no rotary settings: a model of this "
+            "kind cannot be validated in this version"
+        )
+    if getattr(config, "head_dim", 0) is None:  # its frequency tables do not compute it
+        config.head_dim = head_dimension(config)
+    return config
 
 
 def load_model(checkpoint: Path, config: Any, weights: str, compute: str) -> Any:
@@ -283,7 +292,10 @@ def load_model(checkpoint: Path, config: Any, weights: str, compute: str) -> Any
     with quiet():
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                str(checkpoint), config=plain, dtype=dtype, attn_implementation="sdpa"
+                str(checkpoint),
+                config=plain,
+                dtype=dtype,
+                attn_implementation=attention_backend(config),
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(
@@ -371,7 +383,8 @@ def _exact_rotary(own: Any, table: Floats | None) -> Any:
 
 
 def _layout(own: Any) -> Callable[[Any], Any]:
-    """How `own` spreads angles [..., F] over the 2F rotated dims: halves, or pairs side by side.
+    """How `own` spreads angles [..., F] over the 2F rotated dims: halves, or pairs side by
+    side, or not where one angle serves both dims of a pair.
 
     Found by asking it for the cos and sin of position 1; raises UserError where neither gives
     those, because then the module does something else than turn by position × frequency.
@@ -381,7 +394,11 @@ def _layout(own: Any) -> Callable[[Any], Any]:
     position = torch.ones(1, 1, dtype=torch.int64)
     given = torch.cat(own(torch.zeros(1), position))
     angle = own.inv_freq[None, None].double()
-    for spread in (lambda a: torch.cat((a, a), dim=-1), lambda a: a.repeat_interleave(2, dim=-1)):
+    for spread in (
+        lambda a: torch.cat((a, a), dim=-1),
+        lambda a: a.repeat_interleave(2, dim=-1),
+        lambda a: a,
+    ):
         expected = torch.cat((spread(angle).cos(), spread(angle).sin())) * own.attention_scaling
         if given.shape == expected.shape and torch.allclose(given.double(), expected, atol=1e-5):
             return spread

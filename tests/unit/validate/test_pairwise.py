@@ -13,7 +13,7 @@ import torch
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import CacheInfo
-from ctx_export.validate.pairwise import PairwiseReference, Past, _attention, is_interleaved
+from ctx_export.validate.pairwise import PairwiseReference, Past, is_interleaved
 from ctx_export.validate.pairwise_side import SyntheticPast
 from ctx_export.validate.synthetic import Cache
 from ctx_export.validate.torch_reference import HuggingFaceRope, TorchReference
@@ -90,11 +90,6 @@ def test_the_layout_is_asked_of_the_model_s_own_function(family, interleaved):
     assert is_interleaved(kind.__new__(kind)) is interleaved
     with pytest.raises(UserError, match="Linear does not rotate by apply_rotary_pos_emb"):
         is_interleaved(torch.nn.Linear(1, 1))
-
-
-def test_learned_sinks_are_refused_rather_than_passed_over():
-    with pytest.raises(UserError, match="Linear has learned sink logits"):
-        _attention(torch.nn.Linear(1, 1), None, None, None, None, 1.0, s_aux=torch.ones(2))
 
 
 def growing(length: int) -> tuple[np.ndarray, float]:

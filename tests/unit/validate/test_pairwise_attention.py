@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctx_export.validate import pairwise_attention
-from ctx_export.validate.pairwise_attention import Attention, Cached, blocks, meetings
+from ctx_export.validate.pairwise_attention import Attention, Cached, Scores, blocks, meetings
 from ctx_export.validate.turning import Heads
 from ctx_export.validate.visibility import Group, causal, lm_infinite, sliding_window, streaming
 
@@ -60,12 +60,12 @@ def case(new: int, tokens: np.ndarray | None = None) -> dict:
     }
 
 
-def attended(x: dict, rule, lengths: np.ndarray, softcap: float = 0.0) -> np.ndarray:
+def attended(x: dict, rule, lengths: np.ndarray, **scores) -> np.ndarray:
     heads = Heads(head_dim=HEAD_DIM, count=PAIRS)
     query, key, value = (torch.from_numpy(x[name]) for name in ("query", "key", "value"))
     cached = Cached(keys=key, values=value, tokens=x["tokens"])
     layer = Attention(rule=rule, table=by_length, heads=heads)
-    return layer.attend(query, cached, lengths, 0.3, softcap).numpy()
+    return layer.attend(query, cached, lengths, Scores(scaling=0.3, **scores)).numpy()
 
 
 def literal(query: int) -> tuple[Group, ...]:
@@ -95,6 +95,22 @@ def test_every_query_is_attention_over_what_it_lists(monkeypatch, rule, block):
     for head in (0, 2, HEADS - 1):
         for row in range(TOKENS):
             expected = one_query(x, head, row, rule, int(lengths[row]))
+            np.testing.assert_allclose(found[head, row], expected, rtol=0, atol=1e-12)
+
+
+def test_learned_sinks_join_the_softmax_without_a_value():
+    """Oracle: weights by hand, e^s over the visible scores and one more logit per head."""
+    x, logits = case(TOKENS), np.linspace(-1.0, 2.0, HEADS)
+    lengths = np.full(TOKENS, TOKENS)
+    without = attended(x, causal, lengths)
+    found = attended(x, causal, lengths, sinks=torch.from_numpy(logits))
+    for head in (0, 2, HEADS - 1):
+        for row in (0, 7, TOKENS - 1):
+            query = turned(x["query"][head, row], row, TOKENS)
+            keys = [turned(k, j, TOKENS) for j, k in enumerate(x["key"][head // GROUP][: row + 1])]
+            total = sum(np.exp(query @ key * 0.3) for key in keys)
+            kept = total / (total + np.exp(logits[head]))
+            expected = without[head, row] * kept
             np.testing.assert_allclose(found[head, row], expected, rtol=0, atol=1e-12)
 
 
@@ -136,7 +152,10 @@ def test_low_precision_stores_what_pytorch_would():
     query, key, value = (torch.from_numpy(x[name]) for name in ("query", "key", "value"))
     cached = Cached(keys=key, values=value, tokens=x["tokens"])
     low = Attention(rule=causal, table=by_length, heads=heads, rounding=torch.float16)
-    error = np.abs(low.attend(query, cached, lengths, 0.3).numpy() - attended(x, causal, lengths))
+    error = np.abs(
+        low.attend(query, cached, lengths, Scores(scaling=0.3)).numpy()
+        - attended(x, causal, lengths)
+    )
     assert 1e-5 < error.max() < 2e-2
 
 
