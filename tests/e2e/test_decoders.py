@@ -6,6 +6,7 @@ batch 1; for streaming, which transformers does not have, the pairwise reference
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +76,17 @@ class Lab:
             model = load_model(self.checkpoint, load_config(self.checkpoint, rope))
             self.references[method] = forward(model, IDS)
         return self.references[method]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """These matrices are so small that threads only wait for one another."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=DECODERS)
