@@ -6,17 +6,31 @@ are the same; an expert that was not chosen has weight 0.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
+
+_LOG = logging.getLogger(__name__)
+_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")  # as families call it
 
 EVERY_EXPERT = "ctx_every_expert"
 
 
 def use_every_expert(config: Any) -> None:
-    """Make models of `config` compute their experts by `every_expert`."""
+    """Make models of `config` compute their experts by `every_expert`; warns of what it costs."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register(EVERY_EXPERT, every_expert)
     config._experts_implementation = EVERY_EXPERT
+    experts = next((getattr(config, name) for name in _COUNTS if hasattr(config, name)), None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if experts and chosen and experts > chosen:
+        _LOG.warning(
+            "all %d experts compute every token, %.3g times the work of the %d that the model "
+            "chooses: ONNX has no operator that sorts tokens by expert",
+            experts,
+            experts / chosen,
+            chosen,
+        )
 
 
 def every_expert(experts: Any, hidden: Any, chosen: Any, weights: Any) -> Any:
