@@ -3,6 +3,7 @@
 #include "host/cuda_host.h"
 
 #include "host/fiber.h"
+#include "host/race.h"
 #include "kernels/common/platform.cuh"
 
 #include <algorithm>
@@ -54,6 +55,12 @@ struct Thread
     // A lane reads round n while others may already bring values of round n + 1, never n + 2.
     alignas(16) unsigned char brought[2][kMAX_SHARED_BY_LANE]{};
     unsigned round{0};
+    TracedThread trace;
+    unsigned blockMeetings{0};
+    unsigned warpMeetings{0};
+    // In a race check what the lanes brought in the round this thread asked for last: reading theirs would count as a
+    // race, which the instruction behind a round is not.
+    alignas(16) unsigned char received[kWARP_LANES][kMAX_SHARED_BY_LANE]{};
     std::deque<std::vector<Copy>> groups; // committed, oldest first
     std::vector<Copy> copies;             // not yet committed
 };
@@ -63,6 +70,9 @@ struct Grid
     std::mutex mutex; // one launch at a time
     std::vector<std::unique_ptr<Thread>> threads;
     std::vector<unsigned char> shared;
+    Meeting block;
+    Meeting warps[kMAX_THREADS / kWARP_LANES];
+    Meeting end;
     int32_t count{0};
     void (*body)(void*){nullptr};
     void* argument{nullptr};
@@ -84,6 +94,7 @@ void suspend(Wait wait)
     Thread& thread = current();
     thread.wait = wait;
     unsigned const index = threadIdx.x;
+    thread.trace.leave();
     thread.fiber.suspend();
     threadIdx.x = index;
 }
@@ -91,6 +102,7 @@ void suspend(Wait wait)
 void runThread()
 {
     grid().body(grid().argument);
+    grid().end.arrive(0);
     suspend(Wait::kFOREVER);
 }
 
@@ -152,6 +164,7 @@ bool runWarp(int32_t firstLane)
             if (state.threads[i]->wait == Wait::kNOTHING)
             {
                 threadIdx.x = static_cast<unsigned>(i);
+                state.threads[i]->trace.enter();
                 state.threads[i]->fiber.resume();
                 ran = true;
             }
@@ -182,6 +195,9 @@ cudaError_t runBlock(int64_t block)
     {
         state.threads[i]->wait = Wait::kNOTHING;
         state.threads[i]->round = 0;
+        state.threads[i]->blockMeetings = 0;
+        state.threads[i]->warpMeetings = 0;
+        state.threads[i]->trace.begin();
         state.threads[i]->groups.clear();
         state.threads[i]->copies.clear();
         state.threads[i]->fiber.start(runThread);
@@ -200,6 +216,7 @@ cudaError_t runBlock(int64_t block)
             return cudaErrorLaunchFailure; // some threads wait at a barrier the others never reach
         }
     }
+    state.end.leave(0);
     return cudaSuccess;
 }
 
@@ -213,17 +230,43 @@ unsigned char* sharedMemory()
 
 void syncBlock()
 {
+    unsigned const turn = current().blockMeetings++;
+    grid().block.arrive(turn);
     suspend(Wait::kBLOCK);
+    grid().block.leave(turn);
+}
+
+void syncWarp(unsigned mask)
+{
+    Meeting& warp = grid().warps[threadIdx.x / kWARP_LANES];
+    unsigned const turn = current().warpMeetings++;
+    warp.arrive(turn);
+    share(mask, nullptr, 0);
+    warp.leave(turn);
+}
+
+// In a race check byte by byte, where the sanitizer does not look: its memcpy does.
+void copyUnseen(unsigned char* target, void const* source, size_t bytes)
+{
+    if constexpr (kIS_RACE_CHECK)
+    {
+        auto const* const from = static_cast<unsigned char const volatile*>(source);
+        for (size_t i = 0; i < bytes; ++i)
+        {
+            target[i] = from[i];
+        }
+    }
+    else if (bytes > 0)
+    {
+        std::memcpy(target, source, bytes);
+    }
 }
 
 unsigned share(unsigned mask, void const* brought, size_t bytes)
 {
     Thread& thread = current();
     unsigned const round = thread.round++ % 2;
-    if (bytes > 0)
-    {
-        std::memcpy(thread.brought[round], brought, bytes);
-    }
+    copyUnseen(thread.brought[round], brought, bytes);
     thread.mask = mask;
     suspend(Wait::kWARP);
     return round;
@@ -232,7 +275,14 @@ unsigned share(unsigned mask, void const* brought, size_t bytes)
 void const* sharedBy(unsigned round, int lane)
 {
     int32_t const thread = static_cast<int32_t>(threadIdx.x) / kWARP_LANES * kWARP_LANES + lane;
-    return (thread < grid().count ? *grid().threads[static_cast<size_t>(thread)] : current()).brought[round];
+    Thread& source = thread < grid().count ? *grid().threads[static_cast<size_t>(thread)] : current();
+    if constexpr (!kIS_RACE_CHECK)
+    {
+        return source.brought[round];
+    }
+    unsigned char* const received = current().received[lane];
+    copyUnseen(received, source.brought[round], kMAX_SHARED_BY_LANE);
+    return received;
 }
 
 void beginCopy(void* target, void const* source, size_t copied, size_t bytes)

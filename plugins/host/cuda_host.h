@@ -56,6 +56,9 @@ unsigned char* sharedMemory();
 // Suspends until every running thread of the block is here.
 void syncBlock();
 
+// Suspends until every lane of `mask` is here.
+void syncWarp(unsigned mask);
+
 constexpr size_t kMAX_SHARED_BY_LANE = 32;
 
 // Suspends until every lane of `mask` is here; what each brought, at most kMAX_SHARED_BY_LANE bytes, is then at
@@ -81,7 +84,7 @@ inline void __syncthreads()
 
 inline void __syncwarp(unsigned mask = 0xffffffffU)
 {
-    ctx::host::share(mask, nullptr, 0);
+    ctx::host::syncWarp(mask);
 }
 
 template <typename T>

@@ -39,7 +39,7 @@ int64_t splitLimit(SinkWindowAttentionParams const& params);
 GridPlan planGrid(
     SinkWindowAttentionParams const& params, BlockShape const& shape, int64_t splitLimit, int64_t residentBlocks);
 
-LaunchShape launchShape(SinkWindowAttentionParams const& params, GridPlan const& grid, BlockShape const& shape);
+LaunchShape launchShape(GridPlan const& grid, BlockShape const& shape);
 
 // Launches an attention kernel, with as many blocks as suit this device, and the merge of its splits.
 template <typename Kernel>
@@ -50,7 +50,7 @@ LaunchResult launchAttend(SinkWindowAttentionParams const& params, BlockShape co
     int64_t const resident = limit > 1 ? residentBlocks(kernel, shape.threads, shape.sharedBytes) : 0;
     GridPlan const grid = planGrid(params, shape, limit, resident);
     LaunchResult const result
-        = LaunchResult::fromCuda(launch(kernel, launchShape(params, grid, shape), stream, params, grid), what);
+        = LaunchResult::fromCuda(launch(kernel, launchShape(grid, shape), stream, params, grid), what);
     return result.isSuccess() ? launchMerge(params, grid, stream) : result;
 }
 

@@ -219,7 +219,7 @@ GridPlan planGrid(
         static_cast<uint32_t>(section)};
 }
 
-LaunchShape launchShape(SinkWindowAttentionParams const& params, GridPlan const& grid, BlockShape const& shape)
+LaunchShape launchShape(GridPlan const& grid, BlockShape const& shape)
 {
     return LaunchShape{int64_t{grid.heads} * grid.tilesPerHead * grid.splits, shape.threads, shape.sharedBytes};
 }
