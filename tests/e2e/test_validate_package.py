@@ -4,7 +4,7 @@ positions beyond the trained context are wrong. Oracle: packages broken by hand 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,7 @@ PLAIN = tiny.THETA ** (-np.arange(PAIRS) / PAIRS)
 NODES = tiny.LAYERS  # an attention a layer, which rotates
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These matrices are so small that threads only wait for one another."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass
