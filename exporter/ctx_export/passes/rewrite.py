@@ -19,7 +19,8 @@ from ctx_export.ops.spec import DOMAIN, OPSET_VERSION, PLUGIN_ATTRIBUTES
 from ctx_export.passes.fuse import fuse
 from ctx_export.passes.interface import clean, project_chosen_rows, set_interface
 from ctx_export.passes.locate import Site, locate
-from ctx_export.patterns.rotary import HEADS_FIRST
+from ctx_export.patterns.region import Region
+from ctx_export.patterns.rotary import HEADS_FIRST, RotaryMatch
 from ctx_export.scaling.base import FrequencyTable
 
 _DTYPES = {
@@ -255,7 +256,11 @@ def _replace_site(graph: ir.Graph, inputs: SiteInputs) -> None:
     site, plan = inputs.site, inputs.plan
     cache, old = plan.caches[site.layer], site.attention.y.producer()
     assert old is not None
-    nodes, (asked, key) = _heads_first(site)
+    nodes: list[ir.Node] = []
+    asked, key, value = (
+        _heads_first(nodes, part, f"ctx.layer{site.layer}.{name}")
+        for name, part in (("query", site.query), ("key", site.key), ("value", site.value))
+    )
     query = inputs.rotated("query", asked, "positions")
     nodes.append(query)
     if plan.length_table is None:
@@ -271,44 +276,47 @@ def _replace_site(graph: ir.Graph, inputs: SiteInputs) -> None:
         given["head_sink"] = _as_float(site, nodes)
     given |= _baked_scales(graph, plan, site.layer)
     optional = [given[name] for name in inputs.variant.optional]
-    nodes.append(_attention(inputs, [query.outputs[0], key, site.attention.v], optional))
+    nodes.append(_attention(inputs, [query.outputs[0], key, value], optional))
+    attended = nodes[-1].outputs[0]
+    if site.transposed:
+        attended = _swapped(nodes, attended, f"ctx.layer{site.layer}.attended_by_token")
     graph.insert_before(old, nodes)
-    ir.convenience.replace_all_uses_with(site.attention.y, nodes[-1].outputs[0])
+    ir.convenience.replace_all_uses_with(site.attention.y, attended)
 
 
-def _heads_first(site: Site) -> tuple[list[ir.Node], list[ir.Value]]:
-    """The query and the key before rotation as [B,H,S,D], and the nodes that make them so."""
-    nodes, values = [], []
-    for part, rotation in (("query", site.query), ("key", site.key)):
-        value = rotation.source
-        if rotation.transposed:
-            name = f"ctx.layer{site.layer}.{part}"
-            node = ir.node("Transpose", [value], {"perm": HEADS_FIRST}, name=f"{name}.transpose")
-            assert value.shape is not None
-            shape = ir.Shape([value.shape[axis] for axis in HEADS_FIRST])
-            made = node.outputs[0]
-            made.name, made.type, made.shape = name, value.type, shape
-            nodes.append(node)
-            value = made
-        values.append(value)
-    return nodes, values
+def _heads_first(nodes: list[ir.Node], part: RotaryMatch | Region, name: str) -> ir.Value:
+    """A source as [B,H,S,D]; what makes it so joins `nodes`."""
+    return _swapped(nodes, part.source, name) if part.transposed else part.source
+
+
+def _swapped(nodes: list[ir.Node], value: ir.Value, name: str) -> ir.Value:
+    """`value` with heads and tokens swapped; the node that does it joins `nodes`."""
+    node = ir.node("Transpose", [value], {"perm": HEADS_FIRST}, name=f"{name}.transpose")
+    assert value.shape is not None
+    made = node.outputs[0]
+    made.name, made.type = name, value.type
+    made.shape = ir.Shape([value.shape[axis] for axis in HEADS_FIRST])
+    nodes.append(node)
+    return made
 
 
 def _as_float(site: Site, nodes: list[ir.Node]) -> ir.Value:
-    """The learned logits of a site's heads in float32; what casts them joins `nodes`."""
+    """The learned logits of a site's heads [Hq] in float32; what makes them so joins `nodes`."""
     sink = site.attention.head_sink
     assert sink is not None
-    if sink.dtype is ir.DataType.FLOAT:
-        return sink
-    node = ir.node("Cast", [sink], {"to": ir.DataType.FLOAT})
-    made = node.outputs[0]
-    made.name, made.dtype, made.shape = (
-        f"ctx.layer{site.layer}.head_sink",
-        ir.DataType.FLOAT,
-        sink.shape,
-    )
-    nodes.append(node)
-    return made
+    heads = site.sizes[0]
+    if sink.dtype is not ir.DataType.FLOAT:
+        nodes.append(ir.node("Cast", [sink], {"to": ir.DataType.FLOAT}))
+        sink = nodes[-1].outputs[0]
+        sink.name, sink.dtype = f"ctx.layer{site.layer}.head_sink", ir.DataType.FLOAT
+        sink.shape = ir.Shape([heads])
+    if site.attention.head_sink is not None and len(site.attention.head_sink.shape or ()) != 1:
+        row = ir.node("Constant", [], {"value": ir.tensor(np.array([heads], np.int64))})
+        nodes += [row, ir.node("Reshape", [sink, row.outputs[0]])]
+        sink = nodes[-1].outputs[0]
+        sink.name, sink.dtype = f"ctx.layer{site.layer}.head_sinks", ir.DataType.FLOAT
+        sink.shape = ir.Shape([heads])
+    return sink
 
 
 def _attention(
@@ -342,7 +350,7 @@ def _attention(
         ],
         name=f"ctx.layer{layer}.attention",
     )
-    _like(node.outputs[0], site.attention.y, f"ctx.layer{layer}.attended")
+    _like(node.outputs[0], qkv[0], f"ctx.layer{layer}.attended")
     return node
 
 

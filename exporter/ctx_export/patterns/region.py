@@ -153,7 +153,10 @@ def _miss(view: GraphView, walk: _Walk, left: set[ir.Node], stopped: ir.Value) -
             f"with the rest, but from {ends}"
         )
         return Miss(
-            pattern="rotary embedding", node=describe(stopped), reason=reason, depth=len(walk.nodes)
+            pattern="rotary embedding",
+            node=describe(stopped),
+            reason=reason,
+            depth=len(walk.nodes),
         )
     shape = stopped.shape
     return Miss(
