@@ -64,13 +64,30 @@ def lower_rotary_embedding(node: ir.Node, at: Insertion, own_positions: ir.Value
 def cache_columns(contrib: ContribNode) -> int:
     """Pairs that a node rotates: the columns of its cos_cache."""
     cos = contrib.required("cos_cache")
-    columns = dimension(cos, 1) if cos.shape is not None and len(cos.shape) == 2 else None
+    counts = {_columns(table) for table in _alternatives(cos)}
+    columns = counts.pop() if len(counts) == 1 else None
     if columns is None:
         contrib.refuse(
-            "cos_cache", cos.name, f"its shape is {cos.shape}; [rows, pairs] with static pairs"
-            " is needed"
+            "cos_cache",
+            cos.name,
+            f"[rows, pairs] with static pairs is needed and its shape is {cos.shape}; export "
+            "the caches as initializers",
         )
     return columns
+
+
+def _columns(table: ir.Value) -> int | None:
+    return dimension(table, 1) if table.shape is not None and len(table.shape) == 2 else None
+
+
+def _alternatives(value: ir.Value) -> list[ir.Value]:
+    """The values that `value` is chosen from by an If, as a table for long texts is."""
+    node = value.producer()
+    if node is None or node.op_type != "If":
+        return [value]
+    index = node.outputs.index(value)
+    branches = (node.attributes[name].as_graph() for name in ("then_branch", "else_branch"))
+    return [branch.outputs[index] for branch in branches]
 
 
 def _heads(contrib: ContribNode, x: ir.Value, columns: int) -> tuple[int, int]:
