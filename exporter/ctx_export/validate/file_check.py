@@ -87,7 +87,7 @@ def check_file(source: Source, directory: Path, progress: Progress) -> FileSecti
     tokens = np.random.default_rng(_SEED).integers(
         0, source.spec.vocab, (_SEQUENCES, count), dtype=np.int64
     )
-    splits: list[list[int]] = [[count]]
+    splits: list[list[int] | None] = [None]
     try:
         original = OriginalFile(source.file.path, source.spec.head_dim)
         if original.has_cache and count > 1:
@@ -169,7 +169,7 @@ def _package_logits(
     plan: Plan,
     place: Path,
     tokens: NDArray[np.int64],
-    splits: Sequence[Sequence[int]],
+    splits: Sequence[Sequence[int] | None],
 ) -> list[Floats]:
     """Logits of the rewritten graph, fed as the file was."""
     from ctx_export.build.model import rewritten, write_model
@@ -183,7 +183,7 @@ def _package_logits(
     ) as session:
         for pieces in splits:
             session.reset()
-            ends = np.cumsum([0, *pieces])
+            ends = np.cumsum([0, *(pieces or [tokens.shape[1]])])
             parts = [
                 session.feed(tokens[:, a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)
             ]

@@ -57,7 +57,10 @@ class OriginalFile:
         return bool(self._carried)
 
     def logits(self, tokens: NDArray[np.int64], pieces: Sequence[int] | None = None) -> Floats:
-        """Logits [B,N,V] of `tokens` [B,N], fed in `pieces` through the file's own cache."""
+        """Logits [B,N,V] of `tokens` [B,N], or of one sequence after another fed in `pieces` through
+        the file's own cache: not every attention takes pieces of several at once."""
+        if pieces is not None and len(tokens) > 1:
+            return np.concatenate([self.logits(row[None], pieces) for row in tokens])
         cache, parts, start = self._empty_cache(len(tokens)), [], 0
         for size in pieces or [tokens.shape[1]]:
             found = self._run(self._feed(tokens[:, start : start + size], start, cache))

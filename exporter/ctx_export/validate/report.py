@@ -132,7 +132,7 @@ class ValidationReport:
     def failures(self) -> list[str]:
         """What is beyond its limit, in words; nothing compared is a failure too."""
         found = [] if self.rows else ["nothing was compared"]
-        wrong = [row for row in self.rows if not row.passed] if self.judged else []
+        wrong = [row for row in self.rows if not row.passed]
         if wrong:
             first = min(wrong, key=lambda row: (row.is_range, row.position))
             found.append(f"{len(wrong)} of {len(self.rows)} rows, the first at {first.where}")
@@ -234,7 +234,7 @@ class ValidationReport:
         if self.quantisation is not None:
             reference += f" over a cache of {self.quantisation.dtype}"
         if not self.judged and self.passed:
-            state = f"differs from {reference} up to position {self.reach}, which has other weights"
+            state = f"compared with {reference} up to position {self.reach}"
         elif not self.passed:
             state = f"DOES NOT AGREE with {reference} ({'; '.join(self.failures)})"
         else:
