@@ -75,9 +75,7 @@ def _shapes_at(model: ir.Model, sizes: tuple[int, int, int]) -> Mapping[str, _Ty
         for value in node.outputs:
             value.shape = None if known else _at_sizes(value.shape, sizes)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    onnxscript.optimizer.optimize_ir(
-        copy, output_size_limit=MOST_ELEMENTS, should_fold=may_fold
-    )
+    onnxscript.optimizer.optimize_ir(copy, output_size_limit=MOST_ELEMENTS, should_fold=may_fold)
     found: dict[str, _Typed] = {}
     for node in copy.graph:
         for value in node.outputs:

@@ -30,8 +30,9 @@ MULTIPLIER_TOLERANCE = 1e-6
 QUANTISATION_LIMIT = 0.03
 
 _NOT_JUDGED = (
-    "the file's weights are quantised and PyTorch has the checkpoint's own: the rows show what that "
-    "costs and decide nothing unless --tolerance is given; the file check proves the rewriting"
+    "the file's weights are quantised and PyTorch has the checkpoint's own: the rows show what "
+    "that costs and decide nothing unless --tolerance is given; the file check proves the "
+    "rewriting"
 )
 _QUANTISED_LIMITS = """\
 Over a quantised cache a key or value near the middle between two of its numbers may be rounded one

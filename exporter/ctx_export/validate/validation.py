@@ -95,6 +95,7 @@ def run(
         skipped=skipped,
         quantisation=_quantisation(manifest, compared),
         engine=section,
+        file=None,
         judged=judged,
         cache_bytes=package_cache_bytes(manifest),
         seconds=time.monotonic() - started,
