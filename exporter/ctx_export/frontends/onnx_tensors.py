@@ -69,7 +69,7 @@ def byte_count(tensor: onnx.TensorProto) -> int:
     """Bytes of a tensor's elements, those of less than a byte packed."""
     if tensor.data_type == _Proto.STRING:
         return 0
-    bits = math.prod(tensor.dims) * int(ir.DataType(tensor.data_type).bitwidth)
+    bits: int = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
     return (bits + 7) // 8
 
 

@@ -74,8 +74,8 @@ def _chooses_tokens(node: ir.Node) -> bool:
 def _some_tokens(value: ir.Value | None) -> UserError:
     return UserError(
         f"the logits are those of some tokens only, chosen by {describe(value)}: a package "
-        "chooses them itself; export the model with the logits of every token (onnxruntime-genai's "
-        "builder without prune_lm_head, transformers without logits_to_keep)"
+        "chooses them itself; export the model with the logits of every token "
+        "(onnxruntime-genai's builder without prune_lm_head, transformers without logits_to_keep)"
     )
 
 
