@@ -26,7 +26,7 @@ HELD = {
     "by_heads": np.array([0, 0, HEADS, -1]),
     "joined": np.array([0, 0, WIDTH]),
     "flat": np.array([-1, WIDTH]),
-    "packed_rows": np.array([1, -1, 4, D]),
+    "halved": np.array([1, S, -1, D]),  # twice as many heads in half as many rows
     "rest": np.array([-1]),
     "head_dim": np.array([D]),
     "packed": np.zeros((6, 1, 16), np.uint8),
@@ -63,7 +63,7 @@ def inferred(body: str) -> tuple[ir.Model, ir.Value]:
         ("e = Gather(table, ids) y = Neg(e)", "[batch,tokens,32]"),
         (f"{NORM} y = Reshape(n, apart)", "[batch,tokens,4,8]"),
         (f"{NORM} y = Reshape(n, by_heads)", "[batch,tokens,4,8]"),
-        (f"{NORM} h = Reshape(n, packed_rows) y = Neg(h)", "[1,None,4,8]"),
+        (f"{NORM} y = Reshape(n, halved)", "[1,5,None,8]"),
         (f"{NORM} y = Reshape(n, flat)", "[None,32]"),
         (f"{NORM} h = Reshape(n, apart) y = Transpose<perm = [0, 2, 1, 3]>(h)",
          "[batch,4,tokens,8]"),
