@@ -24,6 +24,7 @@ from ctx_export.frontends.insertion import Insertion, names_of
 from ctx_export.frontends.joined_heads import has_joined_heads, lower_joined_heads
 from ctx_export.frontends.old_cache import drop_cache
 from ctx_export.frontends.quantised_activations import drop_idle_pairs
+from ctx_export.frontends.shapes import infer_shapes
 
 _REFUSED = {
     "Attention": "it packs q, k and v and knows no grouped heads",
@@ -65,6 +66,7 @@ def lower(model: ir.Model) -> None:
     drop_cache(graph)
     taken = names_of(graph)
     for node in list(graph):
+        infer_shapes(node)
         rewrite = _LOWERED.get(node.op_type) if node.domain == DOMAIN else None
         rewrite = lower_joined_heads if has_joined_heads(node) else rewrite
         if rewrite is not None:
