@@ -149,8 +149,10 @@ def set_interface(graph: ir.Graph, plan: Plan, values: dict[str, ir.Value]) -> N
     graph.outputs.extend(values[t.name] for t in plan.io if not is_input(t))
     graph.inputs.clear()
     graph.inputs.extend(values[t.name] for t in plan.io if is_input(t))
-    graph.inputs.extend(value for name, value in old.items() if name != "input_ids")
-    read_sizes_of_tokens(graph, values["input_ids"])
+    left = [value for name, value in old.items() if name != "input_ids"]
+    graph.inputs.extend(left)
+    readers = [use.node for value in left for use in value.uses()]
+    read_sizes_of_tokens(readers, values["input_ids"])
 
 
 def clean(model: ir.Model, plan: Plan) -> None:
