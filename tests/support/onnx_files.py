@@ -3,6 +3,7 @@ written by PyTorch's exporter."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +83,19 @@ def write_decoder(checkpoint: Path, path: Path, *, opset: int = 23, mask: bool =
     names = ["input_ids", "position_ids", *(["attention_mask"] if mask else [])]
     given = {name: torch.ones(2, 5, dtype=torch.int64) for name in names}
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
-    torch.onnx.export(
-        Decoder(),
-        (),
-        str(path),
-        kwargs=given,
-        dynamo=True,
-        opset_version=opset,
-        dynamic_shapes=dict.fromkeys(names, axes),
-        input_names=names,
-        output_names=["logits"],
-        external_data=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Decoder().eval(),
+            (),
+            str(path),
+            kwargs=given,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=dict.fromkeys(names, axes),
+            input_names=names,
+            output_names=["logits"],
+            external_data=True,
+            verbose=False,
+        )
     return path
