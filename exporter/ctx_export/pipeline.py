@@ -14,7 +14,6 @@ from ctx_export.core.progress import Progress, SilentProgress
 from ctx_export.core.recipe import Recipe, build_recipe
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
 
     from ctx_export.frontends.source import Source
 
@@ -134,12 +133,10 @@ def export_source(
         planned = _calibrated(planned, source, recipe, progress)
         progress.stage("rewriting")
         model = rewritten(source, planned)
-        own = _operators_of_onnxruntime(model)
-        _check_engine(recipe, own)
         progress.stage("writing weights")
         manifest = write_model(model, source, planned, stage, progress)
         copy_tokenizer(source.tokenizers, stage)
-        manifest, lines = _add_engine(manifest, recipe, own, stage, progress)
+        manifest, lines = _add_engine(manifest, recipe, stage, progress)
         manifest.save(stage)
         try:
             manifest, failed = _validated(manifest, recipe, source, stage, progress, lines)
@@ -163,20 +160,6 @@ def _calibrated(planned: Plan, source: Source, recipe: Recipe, progress: Progres
     return calibrated(planned, source.checkpoint, recipe.calibration, progress)
 
 
-def _operators_of_onnxruntime(model: ir.Model) -> str:
-    """Operators that no other runtime has, in words; empty without any."""
-    found = {node.op_type for node in model.graph if node.domain == "com.microsoft"}
-    return ", ".join(sorted(found))
-
-
-def _check_engine(recipe: Recipe, own: str) -> None:
-    if own and recipe.engine not in ("auto", "none"):
-        raise UserError(
-            f"engine is {recipe.engine}, and {recipe.model} has operators that onnxruntime alone "
-            f"has ({own}): leave --engine out, or export the checkpoint"
-        )
-
-
 def _choose_target(recipe: Recipe) -> Any:
     from ctx_export.targets import choose
 
@@ -184,11 +167,9 @@ def _choose_target(recipe: Recipe) -> Any:
 
 
 def _add_engine(
-    manifest: Manifest, recipe: Recipe, own: str, stage: Path, progress: Progress
+    manifest: Manifest, recipe: Recipe, stage: Path, progress: Progress
 ) -> tuple[Manifest, list[str]]:
     """Stage 6: the engine that the recipe's target builds, and what to say about it."""
-    if own and recipe.engine == "auto":
-        return manifest, [f"no engine was built: TensorRT has no {own} of onnxruntime's"]
     target = _choose_target(recipe)
     return target.build(manifest, stage, progress)  # type: ignore[no-any-return]
 
