@@ -14,7 +14,6 @@ from ctx_export.core.progress import Progress, SilentProgress
 from ctx_export.core.recipe import Recipe, build_recipe
 
 if TYPE_CHECKING:
-
     from ctx_export.frontends.source import Source
 
 
