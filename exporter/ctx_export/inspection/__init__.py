@@ -1,0 +1,43 @@
+"""What a path holds: a package, a checkpoint or an ONNX file, as a report of plain JSON values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctx_export.core.errors import UserError
+from ctx_export.core.manifest import FILE_NAME
+
+if TYPE_CHECKING:
+    from ctx_export.inspection.question import Question
+
+CONFIG_NAME = "config.json"
+
+
+def inspect_path(path: Path, question: Question | None = None) -> dict[str, Any]:
+    """The report on `path`; its `kind` says what was found. `question` is what is asked beyond
+    that: a method, runtimes."""
+    from ctx_export.inspection.question import Question
+
+    question = question or Question()
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist: name a package, a checkpoint directory or an .onnx file"
+        )
+    if path.is_dir() and (path / FILE_NAME).is_file():
+        from ctx_export.inspection.package import inspect_package
+
+        question.refuse_any(path)
+        return inspect_package(path)
+    if path.is_dir() and (path / CONFIG_NAME).is_file():
+        from ctx_export.inspection.checkpoint import inspect_checkpoint
+
+        return inspect_checkpoint(path, question)
+    if path.is_file() and path.suffix == ".onnx":
+        from ctx_export.inspection.onnx_file import inspect_onnx
+
+        return inspect_onnx(path, question)
+    raise UserError(
+        f"{path} is neither a package (a directory with {FILE_NAME}), nor a checkpoint (one with "
+        f"{CONFIG_NAME}), nor an .onnx file: name one that is"
+    )
