@@ -2,75 +2,122 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.model_spec import ModelSpec
 from ctx_export.patterns.attention import AttentionMatch, is_attention, match_attention
+from ctx_export.patterns.behaviour import Behaviour, Sources, observe
+from ctx_export.patterns.graph_view import GraphView
 from ctx_export.patterns.match import Miss, dimension
+from ctx_export.patterns.region import Region, trace_back
 from ctx_export.patterns.rotary import RotaryMatch, match_rotary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One layer's attention: its match and the rotations of its queries and keys."""
+    """One layer's attention and what it is made from.
+
+    `query` and `key` say how the projections' results are rotated; `value` is v before cached
+    tokens and repeated heads. `window`: tokens that a token sees, itself included, 0 for all
+    before it. `transposed`: the attention's result is [B,S,H,D].
+    """
 
     layer: int
     attention: AttentionMatch
     query: RotaryMatch
     key: RotaryMatch
+    value: Region
+    window: int
+    transposed: bool
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Query heads, KV heads and head dimension."""
+        heads = [
+            dimension(part.source, 2 if part.transposed else 1) for part in (self.query, self.key)
+        ]
+        dim = dimension(self.query.source, 3)
+        assert heads[0] is not None and heads[1] is not None and dim is not None
+        return heads[0], heads[1], dim
+
+
+def find_sites(graph: ir.Graph) -> tuple[Site, ...]:
+    """The attentions of `graph` in its order; raises UserError for one that cannot be rewritten,
+    with the nearest match, the node where it ended and why."""
+    for index, value in enumerate(v for node in graph for v in node.outputs):
+        value.name = value.name or f"unnamed.{index}"
+    view = GraphView(graph)
+    nodes = [node for node in graph if is_attention(node)]
+    return tuple(_site(view, node, layer) for layer, node in enumerate(nodes))
 
 
 def locate(graph: ir.Graph, spec: ModelSpec) -> tuple[Site, ...]:
-    """The sites of `graph` in layer order; raises UserError unless every layer has exactly one."""
-    nodes = [node for node in graph if is_attention(node)]
-    if len(nodes) != spec.layers:
+    """The sites of `graph` in layer order; raises UserError unless every layer of `spec` has
+    exactly one, of its sizes."""
+    sites = find_sites(graph)
+    if len(sites) != spec.layers:
         raise UserError(
-            f"the graph has {len(nodes)} attention nodes for {spec.layers} layers: only decoders "
+            f"the graph has {len(sites)} attention nodes for {spec.layers} layers: only decoders "
             "with one attention per layer can be exported"
         )
-    sites = tuple(
-        _site(node, layer, rotates=spec.rope_of(layer).rotates) for layer, node in enumerate(nodes)
-    )
     for site in sites:
         _check(site, spec)
     return sites
 
 
-def _site(node: ir.Node, layer: int, *, rotates: bool) -> Site:
-    attention = match_attention(node)
+def _site(view: GraphView, node: ir.Node, layer: int) -> Site:
+    attention = match_attention(view, node)
     if isinstance(attention, Miss):
         raise _unmatched(layer, attention)
-    query, key = match_rotary(attention.q), _match_key(attention)
-    if not rotates:
-        query, key = _unrotated(layer, attention, (query, key))
-    for rotation in (query, key):
-        if isinstance(rotation, Miss):
-            raise _unmatched(layer, rotation)
+    query, key = match_rotary(view, attention.q), match_rotary(view, attention.k)
+    value = trace_back(view, attention.v)
+    for part in (query, key, value):
+        if isinstance(part, Miss):
+            raise _unmatched(layer, part)
     assert isinstance(query, RotaryMatch) and isinstance(key, RotaryMatch)
-    return Site(layer=layer, attention=attention, query=query, key=key)
-
-
-def _match_key(attention: AttentionMatch) -> RotaryMatch | Miss:
-    found = match_rotary(attention.k)
-    if isinstance(found, RotaryMatch) and attention.key_transposed:
-        return replace(found, transposed=True)
-    return found
-
-
-def _unrotated(
-    layer: int, attention: AttentionMatch, found: tuple[RotaryMatch | Miss, ...]
-) -> tuple[RotaryMatch, RotaryMatch]:
-    """Queries and keys of a layer that config.json states to be without positions."""
-    if any(isinstance(rotation, RotaryMatch) for rotation in found):
+    assert isinstance(value, Region)
+    if (query.rotary_dim, query.interleaved) != (key.rotary_dim, key.interleaved):
         raise UserError(
-            f"layer {layer} rotates in the graph and has no positions by config.json: config and "
-            "model do not belong together"
+            f"layer {layer} rotates {_told(query)} of its queries and {_told(key)} of its keys: "
+            "scores then do not follow the distance alone"
         )
-    query = RotaryMatch(source=attention.q, rotary_dim=0, interleaved=False)
-    return query, replace(query, source=attention.k, transposed=attention.key_transposed)
+    behaviour = _behaviour(view, attention, (query, key, value))
+    if isinstance(behaviour, Miss):
+        raise _unmatched(layer, behaviour)
+    return Site(
+        layer=layer,
+        attention=attention,
+        query=query,
+        key=key,
+        value=value,
+        window=behaviour.window,
+        transposed=behaviour.transposed,
+    )
+
+
+def _behaviour(
+    view: GraphView,
+    attention: AttentionMatch,
+    parts: tuple[RotaryMatch, RotaryMatch, Region],
+) -> Behaviour | Miss:
+    if attention.window is not None:
+        return Behaviour(window=attention.window, transposed=False)
+    query, key, value = parts
+    regions = (
+        Region(source=part.source, transposed=part.transposed, turns=bool(part.rotary_dim))
+        for part in (query, key)
+    )
+    q, k = regions
+    return observe(view, attention, Sources(q=q, k=k, v=value))
+
+
+def _told(rotation: RotaryMatch) -> str:
+    if not rotation.rotary_dim:
+        return "no dims"
+    return f"{rotation.rotary_dim} dims, {'neighbours' if rotation.interleaved else 'halves'},"
 
 
 def _unmatched(layer: int, miss: Miss) -> UserError:
@@ -79,17 +126,23 @@ def _unmatched(layer: int, miss: Miss) -> UserError:
 
 def _check(site: Site, spec: ModelSpec) -> None:
     """The graph must be the model its config describes."""
-    found = (
-        dimension(site.attention.q, 1),
-        dimension(site.key.source, 2 if site.key.transposed else 1),
-        dimension(site.attention.q, 3),
-    )
     expected = (spec.heads, spec.kv_heads, spec.head_dim)
-    if found != expected:
+    if site.sizes != expected:
         raise UserError(
-            f"layer {site.layer} has (query heads, KV heads, head dim) {found} in the graph and "
-            f"{expected} in config.json"
+            f"layer {site.layer} has (query heads, KV heads, head dim) {site.sizes} in the graph "
+            f"and {expected} in config.json"
         )
-    rotation = (site.query.rotary_dim, site.query.interleaved)
-    if rotation != (site.key.rotary_dim, site.key.interleaved):
-        raise UserError(f"layer {site.layer} rotates its queries and keys differently")
+    rotates = spec.rope_of(site.layer).rotates
+    if rotates != bool(site.query.rotary_dim):
+        stated = "rotates" if rotates else "has no positions"
+        found = "rotates" if site.query.rotary_dim else "has none"
+        raise UserError(
+            f"layer {site.layer} {stated} by config.json and {found} in the graph: config and "
+            "model do not belong together"
+        )
+    if site.window != spec.windows[site.layer]:
+        raise UserError(
+            f"layer {site.layer} has a window of {site.window} tokens in the graph (0: none) and "
+            f"of {spec.windows[site.layer]} in config.json: config and model do not belong "
+            "together"
+        )

@@ -1,200 +1,178 @@
-"""Rotary embedding as plain operators: x·cos + rotate(x)·sin, on all or the leading dims.
-
-Pairs are halves (i, i + d/2) or neighbours (2i, 2i+1). Some decoders turn [B,S,H,D] and transpose
-afterwards, some turn each half by itself and join them.
-"""
+"""Rotary embedding, whatever operators it is written with: its matrix at every position is read
+off by running it, and must turn pairs of dims."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from ctx_export.patterns.match import Miss, describe, dimension, producer, scalar
-from ctx_export.patterns.rotary_table import is_table
+from ctx_export.patterns.graph_view import GraphView
+from ctx_export.patterns.match import Miss, describe, dimension
+from ctx_export.patterns.probe import Extent, ProbeError, run
+from ctx_export.patterns.region import Region, trace_back
 
 HEADS_FIRST = [0, 2, 1, 3]  # [B,S,H,D] to [B,H,S,D]
+_TOKENS = 11  # positions that are looked at; no head has so few dims or is one of so many heads
+_EXACT = 1e-4  # of an angle in radians, and of a multiplier
+
+Matrices = NDArray[np.float32]  # [S,D,D]: y = M[s] x
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotaryTable:
+    """Angles per token `inv_freq` [F] in radians, and the length that rotated vectors gain."""
+
+    inv_freq: NDArray[np.float64]
+    multiplier: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotaryMatch:
     """A rotated value: the tensor before rotation [B,H,S,D] and how it is rotated.
 
-    `transposed`: the source is [B,S,H,D]. A `rotary_dim` of 0: it is not rotated at all.
+    `transposed`: the source is [B,S,H,D]. A `rotary_dim` of 0: it is not rotated at all. `table`
+    is what the graph itself rotates with; None where its numbers are not in the graph. `groups`:
+    how often every head of the source is repeated.
     """
 
     source: ir.Value
     rotary_dim: int
     interleaved: bool
     transposed: bool = False
+    table: RotaryTable | None = None
+    groups: int = 1
 
 
-def match_rotary(value: ir.Value) -> RotaryMatch | Miss:
-    """Match `value` [B,H,S,D] as a rotary embedding of some tensor."""
-    turned = _match_any(value)
-    transpose = producer(value, "Transpose")
-    if isinstance(turned, RotaryMatch) or transpose is None:
-        return turned
-    inner = transpose.inputs[0]
-    if inner is None or list(transpose.attributes["perm"].as_ints()) != HEADS_FIRST:
-        return turned
-    before = _match_any(inner)
-    if isinstance(before, RotaryMatch):
-        return replace(before, transposed=True)
-    return before if before.depth > turned.depth else turned
+def match_rotary(view: GraphView, value: ir.Value) -> RotaryMatch | Miss:
+    """Match `value`, what an attention's scores are made of, as a rotary embedding of some tensor.
 
-
-def _match_any(value: ir.Value) -> RotaryMatch | Miss:
-    whole = _match_rotation(value)
-    if isinstance(whole, RotaryMatch):
-        return whole
-    joined = producer(value, "Concat")
-    if joined is None or len(joined.inputs) != 2:
-        return whole
-    attempts = (_match_joined_halves(joined), _match_partial(joined))
-    for attempt in attempts:
-        if isinstance(attempt, RotaryMatch):
-            return attempt
-    return max(attempts, key=lambda miss: miss.depth)  # type: ignore[union-attr]
-
-
-def _match_partial(joined: ir.Node) -> RotaryMatch | Miss:
-    """Concat(rotated leading dims, untouched tail) of one tensor: partial rotation."""
-    rotated, tail = joined.inputs
-    assert rotated is not None and tail is not None
-    inner = _match_rotation(rotated)
-    if isinstance(inner, Miss):
-        return inner
-    head_slice, tail_slice = producer(inner.source, "Slice"), producer(tail, "Slice")
-    if head_slice is None or tail_slice is None:
-        return _miss(joined, 4, "the rotated and the untouched part are not slices")
-    source = head_slice.inputs[0]
-    if source is None or source is not tail_slice.inputs[0]:
-        return _miss(joined, 5, "the rotated and the untouched part come from different tensors")
-    bounds = (
-        scalar(head_slice.inputs[1]),
-        scalar(head_slice.inputs[2]),
-        scalar(tail_slice.inputs[1]),
-    )
-    if bounds != (0, inner.rotary_dim, inner.rotary_dim):
-        return _miss(joined, 6, f"slice bounds {bounds} do not split at {inner.rotary_dim}")
-    return replace(inner, source=source)
-
-
-def _match_joined_halves(joined: ir.Node) -> RotaryMatch | Miss:
-    """Concat(a·cos - b·sin, b·cos + a·sin) of the halves a, b of one tensor."""
-    first, second = producer(joined.inputs[0], "Sub"), producer(joined.inputs[1], "Add")
-    if first is None or second is None:
-        return _miss(joined, 1, "it does not join a·cos - b·sin with b·cos + a·sin")
-    a, b = _factors(first, "Cos", 0), _factors(first, "Sin", 1)
-    terms = {_factors(second, "Cos", 0), _factors(second, "Cos", 1)}
-    turned = {_factors(second, "Sin", 0), _factors(second, "Sin", 1)}
-    if a is None or b is None or b not in terms or a not in turned:
-        return _miss(joined, 2, "its two halves are not turned by one cosine and one sine")
-    split = producer(a, "Split")
-    if split is None or split is not producer(b, "Split") or list(split.outputs) != [a, b]:
-        return _miss(joined, 3, "what is turned are not the two halves of one tensor")
-    source = split.inputs[0]
-    size = dimension(source, -1) if source is not None else None
-    if source is None or size is None or dimension(a, -1) != size / 2:
-        return _miss(joined, 4, f"{describe(source)} is not split into halves")
-    return RotaryMatch(source=source, rotary_dim=size, interleaved=False)
-
-
-def _factors(total: ir.Node, table_op: str, term: int) -> ir.Value | None:
-    """What a term of `total` multiplies by the table of `table_op`."""
-    product = producer(total.inputs[term], "Mul")
-    return None if product is None else _factor_beside(product, table_op)
-
-
-def _match_rotation(value: ir.Value) -> RotaryMatch | Miss:
-    total = producer(value, "Add")
-    if total is None:
-        return _miss_at(value, 0, f"expected x·cos + rotate_half(x)·sin, found {describe(value)}")
-    found: Miss = _miss(total, 1, "neither term is a product with a cosine")
-    for straight, turned in (total.inputs, reversed(total.inputs)):
-        attempt = _match_terms(total, straight, turned)
-        if isinstance(attempt, RotaryMatch):
-            return attempt
-        if attempt.depth >= found.depth:
-            found = attempt
-    return found
-
-
-def _match_terms(
-    total: ir.Node, straight: ir.Value | None, turned: ir.Value | None
-) -> RotaryMatch | Miss:
-    cos_product, sin_product = producer(straight, "Mul"), producer(turned, "Mul")
-    if cos_product is None or sin_product is None:
-        return _miss(total, 1, "a term is not a product")
-    source = _factor_beside(cos_product, "Cos")
-    rotated = _factor_beside(sin_product, "Sin")
-    if source is None or rotated is None:
-        return _miss(total, 2, "no factor comes from Cos and Sin")
-    if producer(rotated, "Reshape") is not None:
-        return _match_neighbours(source, rotated)
-    return _match_halves(source, rotated)
-
-
-def _factor_beside(product: ir.Node, table_op: str) -> ir.Value | None:
-    """The factor of `product` whose partner is made from a `table_op` node."""
-    first, second = product.inputs
-    if is_table(second, table_op):
-        return first
-    return second if is_table(first, table_op) else None
-
-
-def _match_halves(source: ir.Value, halves: ir.Value) -> RotaryMatch | Miss:
-    """`halves` must be Concat(-x[half:], x[:half]) of `source`."""
-    joined = producer(halves, "Concat")
-    if joined is None or len(joined.inputs) != 2:
-        return _miss_at(halves, 3, f"rotate_half is not a Concat of two, but {describe(halves)}")
-    negated = producer(joined.inputs[0], "Neg")
-    second = producer(negated.inputs[0], "Slice") if negated is not None else None
-    first = producer(joined.inputs[1], "Slice")
-    if second is None or first is None:
-        return _miss(joined, 4, "rotate_half is not Concat(Neg(Slice), Slice)")
-    if first.inputs[0] is not source or second.inputs[0] is not source:
-        return _miss(joined, 5, "its halves are not taken from the tensor beside the cosine")
-    size = dimension(source, -1)
-    bounds = (scalar(first.inputs[1]), scalar(first.inputs[2]), scalar(second.inputs[1]))
-    if size is None or size % 2 or bounds != (0, size // 2, size // 2):
-        return _miss(joined, 6, f"halves {bounds} do not split a dimension of {size}")
-    return RotaryMatch(source=source, rotary_dim=size, interleaved=False)
-
-
-def _match_neighbours(source: ir.Value, pairs: ir.Value) -> RotaryMatch | Miss:
-    """`pairs` must be Reshape(Concat(-x[1::2], x[0::2])) of `source`, joined on an axis after the
-    last."""
-    reshape = producer(pairs, "Reshape")
-    assert reshape is not None
-    joined = producer(reshape.inputs[0], "Concat")
-    if joined is None or len(joined.inputs) != 2:
-        return _miss(reshape, 3, "it does not join two columns")
-    columns = [producer(column, "Unsqueeze") for column in joined.inputs]
-    negated = producer(columns[0].inputs[0], "Neg") if columns[0] is not None else None
-    odd = producer(negated.inputs[0], "Slice") if negated is not None else None
-    even = producer(columns[1].inputs[0], "Slice") if columns[1] is not None else None
-    if odd is None or even is None:
-        return _miss(joined, 4, "its columns are not Neg(Slice) and Slice")
-    if even.inputs[0] is not source or odd.inputs[0] is not source:
-        return _miss(joined, 5, "its columns are not taken from the tensor beside the cosine")
-    size = dimension(source, -1)
-    steps = tuple(scalar(node.inputs[index]) for node in (even, odd) for index in (1, 4))
-    axis = scalar(columns[0].inputs[1]) if columns[0] is not None else None
-    if size is None or size % 2 or steps != (0, 2, 1, 2) or axis not in (-1, 4):
-        return _miss(joined, 6, f"starts and steps {steps} do not pair the {size} dims")
-    return RotaryMatch(source=source, rotary_dim=size, interleaved=True)
-
-
-def _miss(node: ir.Node, depth: int, reason: str) -> Miss:
-    return Miss(
-        pattern="rotary embedding",
-        node=f"{node.op_type} ({node.outputs[0].name})",
-        reason=reason,
-        depth=depth,
+    `value` is [B,H,S,D], [B,S,H,D] or [B,H,D,S]: which of them its shape tells.
+    """
+    region = trace_back(view, value)
+    if isinstance(region, Miss):
+        return region
+    try:
+        matrices, groups, stand_ins = _matrices(view, value, region)
+    except ProbeError as error:
+        return _miss(value, 2, f"it cannot be run by itself: {error}")
+    if isinstance(matrices, str):
+        return _miss(value, 3, matrices)
+    found = _pairs(matrices)
+    if isinstance(found, str):
+        return _miss(value, 4, found)
+    rotary_dim, interleaved = found
+    table = _table(matrices, rotary_dim, interleaved)
+    if isinstance(table, str):
+        return _miss(value, 5, table)
+    return RotaryMatch(
+        source=region.source,
+        rotary_dim=rotary_dim,
+        interleaved=interleaved,
+        transposed=region.transposed,
+        table=None if stand_ins or not rotary_dim else table,
+        groups=groups,
     )
 
 
-def _miss_at(value: ir.Value, depth: int, reason: str) -> Miss:
+def _matrices(
+    view: GraphView, value: ir.Value, region: Region
+) -> tuple[Matrices | str, int, bool]:
+    """What a region multiplies every token's vector by, and how often it repeats a head.
+
+    Sequence i holds the i-th unit vector, in head h times h + 1.
+    """
+    dim = dimension(region.source, 3)
+    heads = dimension(region.source, 2 if region.transposed else 1)
+    assert dim is not None and heads is not None
+    tokens = _TOKENS
+    while tokens in (heads, dim) or tokens == dim * heads:
+        tokens += 1
+    basis = np.eye(dim, dtype=np.float32)[:, None, None] * np.ones((1, 1, tokens, 1), np.float32)
+    given = basis * np.arange(1, heads + 1, dtype=np.float32)[None, :, None, None]
+    fed = given.swapaxes(1, 2) if region.transposed else given
+    extent = Extent(batch=dim, tokens=tokens)
+    probe = run(view, [value], {region.source: np.ascontiguousarray(fed)}, extent)
+    result = _heads_first(probe.values[0], (dim, tokens))
+    if result is None:
+        found = list(probe.values[0].shape)
+        return f"of [{dim}, {heads}, {tokens}, {dim}] it makes {found}", 1, probe.stand_ins
+    repeated = result.shape[1] // heads
+    first = result[:, 0]  # [i,S,D]
+    order = np.repeat(np.arange(1, heads + 1, dtype=np.float32), max(repeated, 1))
+    if len(order) != result.shape[1] or not np.allclose(
+        result, first[:, None] * order[None, :, None, None], rtol=1e-5, atol=1e-6
+    ):
+        return "its heads are not the source's, each repeated in place", 1, probe.stand_ins
+    return first.transpose(1, 2, 0), repeated, probe.stand_ins
+
+
+def _heads_first(result: NDArray[np.float32], size: tuple[int, int]) -> Matrices | None:
+    """`result` as [B,H,S,D]."""
+    dim, tokens = size
+    if result.ndim != 4 or result.shape[0] != dim or result.shape[1:].count(tokens) != 1:
+        return None
+    axis = result.shape.index(tokens, 1)
+    turned = {1: (0, 2, 1, 3), 2: (0, 1, 2, 3), 3: (0, 1, 3, 2)}[axis]
+    heads_first = result.transpose(turned)
+    return heads_first if heads_first.shape[3] == dim else None
+
+
+def _pairs(matrices: Matrices) -> tuple[int, bool] | str:
+    """How many leading dims are turned in pairs, and whether those are neighbours."""
+    off = matrices.copy()
+    dims = np.arange(matrices.shape[1])
+    off[:, dims, dims] = 0
+    touched = (off != 0).any(0)  # [D,D]: row j takes from column i
+    rotary_dim = int((touched.any(0) | touched.any(1)).sum())
+    kept = matrices[:, dims[rotary_dim:], dims[rotary_dim:]]
+    if rotary_dim % 2 or touched[rotary_dim:].any() or touched[:, rotary_dim:].any():
+        return f"it turns {rotary_dim} dims that are not the first ones of a head"
+    if not np.array_equal(kept, np.ones_like(kept)):
+        return f"the dims behind the {rotary_dim} that turn are changed"
+    rows = np.arange(rotary_dim)
+    layouts = {
+        False: (rows + rotary_dim // 2) % max(rotary_dim, 1),
+        True: rows ^ 1,
+    }
+    for interleaved, partner in layouts.items():
+        expected = np.zeros_like(touched)
+        expected[rows, partner] = True
+        if np.array_equal(touched, expected):
+            return rotary_dim, interleaved
+    row = int(np.argmax(touched.sum(1) != 1)) if (touched.sum(1) != 1)[:rotary_dim].any() else 0
+    mixed = ", ".join(map(str, np.flatnonzero(touched[row])))
+    return (
+        f"dim {row} of a head turns with dim {mixed}: pairs are (i, i + {rotary_dim // 2}) or "
+        "(2i, 2i + 1)"
+    )
+
+
+def _table(matrices: Matrices, rotary_dim: int, interleaved: bool) -> RotaryTable | str:
+    """The angles per token and the multiplier of matrices [S,D,D] that turn pairs."""
+    if not rotary_dim:
+        return RotaryTable(inv_freq=np.zeros(0), multiplier=1.0)
+    pair = np.arange(rotary_dim // 2)
+    first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + rotary_dim // 2)
+    exact = matrices.astype(np.float64)
+    cos, sin = exact[:, first, first], exact[:, second, first]  # [S,F]
+    if not np.allclose(cos, exact[:, second, second], atol=_EXACT) or not np.allclose(
+        sin, -exact[:, first, second], atol=_EXACT
+    ):
+        return "the two dims of a pair are not turned by one angle"
+    length = np.hypot(cos, sin)
+    multiplier = float(length[0].mean())
+    if multiplier <= 0 or not np.allclose(length, multiplier, rtol=1e-3):
+        return f"rotated vectors change their length by {length.min():.6g} to {length.max():.6g}"
+    angles = np.unwrap(np.arctan2(sin, cos), axis=0)
+    steps = np.arange(len(angles), dtype=np.float64)
+    inv_freq = (steps @ angles) / (steps @ steps)
+    if not np.allclose(angles, steps[:, None] * inv_freq, atol=100 * _EXACT):
+        return "its angles do not grow in proportion to the position, from 0 at the first token"
+    return RotaryTable(inv_freq=inv_freq, multiplier=multiplier)
+
+
+def _miss(value: ir.Value, depth: int, reason: str) -> Miss:
     return Miss(pattern="rotary embedding", node=describe(value), reason=reason, depth=depth)
