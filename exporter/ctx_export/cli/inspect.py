@@ -58,8 +58,8 @@ def main(
     .onnx file, the tables that its graph computes are compared with what config.json asks for.
 
     Exit status: 0 nothing is lost; 1 a runtime would drop or misread a setting, or a graph's table
-    is not what its settings say; 2 wrong use. A setting that a runtime refuses with an error of its
-    own is reported and is no loss, as it cannot go unnoticed; --strict counts it.
+    is not what its settings say; 2 wrong use. What a runtime refuses with an error of its own is
+    reported and is no loss, as it cannot go unnoticed; --strict counts it.
     """
     from ctx_export.inspection import inspect_path
     from ctx_export.inspection.question import Question
@@ -81,7 +81,7 @@ def main(
     for name, value in _ROWS[report["kind"]](report):
         click.echo(f"{name:<14} {value}")
     if report["kind"] != "package":
-        click.echo(f"{'lost':<14} {'; '.join(lost) or 'nothing'}")
+        click.echo(f"{'lost':<14} {'; '.join(lost) or _nothing(report)}")
     return EXIT_LOST if lost else 0
 
 
@@ -95,6 +95,13 @@ def _lost(report: Mapping[str, Any], strict: bool) -> list[str]:
     ]
     tables = report.get("tables_agree")
     return lost + ([tables["reason"]] if tables and not tables["agree"] else [])
+
+
+def _nothing(report: Mapping[str, Any]) -> str:
+    """The last row where nothing was found to be lost."""
+    if report.get("runtimes") or report.get("tables_agree"):
+        return "nothing"
+    return "nothing was compared: there are no settings of a config.json to compare with"
 
 
 if __name__ == "__main__":

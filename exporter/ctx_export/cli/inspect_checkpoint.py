@@ -70,11 +70,12 @@ def runtime_rows(findings: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     """One row per finding."""
     for found in findings:
         who = f"{found['runtime']} {found['version']}"
-        yield (
-            "runtime",
-            f"{who}: {found['verdict']}: {found['setting']}: {found['reason']} "
-            f"[{found['source']}]",
-        )
+        if found["verdict"] == "honoured":
+            yield "runtime", f"{who} honours {found['setting']}"
+            continue
+        lost = "refuses" if found["verdict"] == "refused" else found["verdict"].upper() + ":"
+        yield "runtime", f"{who} {lost} {found['setting']}: {found['reason']}"
+        yield "", f"  {found['source']}"
 
 
 def _windows(windows: Sequence[int]) -> Iterator[Row]:

@@ -34,7 +34,7 @@ _PHI3 = family("phi3", "phimoe")
 RUNTIME = Runtime(
     name="llama-cpp",
     version="commit 2bbcf7f",
-    honours=("default", "linear", "yarn", "longrope", "llama3"),
+    honours=("default", "linear", "yarn", "longrope", "llama3", "proportional"),
     source=_BASE,
     rules=(
         Rule(

@@ -24,8 +24,12 @@ _BASE = "onnxruntime-genai 0.18.0, models/builders/base.py"
 _PHI = "onnxruntime-genai 0.18.0, models/builders/phi.py"
 _LLAMA = "onnxruntime-genai 0.18.0, models/builders/llama.py"
 _GEMMA = "onnxruntime-genai 0.18.0, models/builders/gemma.py"
+_GEMMA4 = family("gemma4", "gemma4_text")
 _PHI3 = family("phi3", "phimoe", "phi3small")
-_LLAMA3 = family("llama", "nemotron", "smollm3")
+# The families whose builder derives from LlamaModel, which reads no rope type but llama3.
+_LLAMA_LIKE = family("llama", "nemotron", "smollm3")
+
+_YARN = every(kind("yarn"), no(_LLAMA_LIKE))
 
 
 def _ramp_not_inside(settings: ScalingSettings) -> bool:
@@ -42,29 +46,30 @@ RUNTIME = Runtime(
     rules=(
         Rule(
             setting="rope_type",
+            verdict=Verdict.DROPPED,
+            when=every(_LLAMA_LIKE, no(kind("default", "llama3"))),
+            reason="the builder of LlamaForCausalLM and its derivatives reads llama3 alone and "
+            "passes over every other type: the rotation is plain",
+            source=_LLAMA,
+        ),
+        Rule(
+            setting="rope_type",
             verdict=Verdict.REFUSED,
-            when=kind("dynamic"),
-            reason="the builder has no dynamic tables (HunYuan's own use of the word apart)",
+            when=every(kind("dynamic", "llama3"), no(_LLAMA_LIKE)),
+            reason="the common builder has default, linear and yarn tables",
             source=_BASE,
         ),
         Rule(
             setting="rope_type",
             verdict=Verdict.REFUSED,
-            when=every(kind("proportional"), no(family("gemma4", "gemma4_text"))),
+            when=every(kind("proportional"), no(_LLAMA_LIKE), no(_GEMMA4)),
             reason="proportional tables are built for Gemma 4 alone",
             source=_GEMMA,
         ),
         Rule(
             setting="rope_type",
             verdict=Verdict.REFUSED,
-            when=every(kind("llama3"), no(_LLAMA3)),
-            reason="llama3 tables are built for LlamaForCausalLM and its derivatives alone",
-            source=_LLAMA,
-        ),
-        Rule(
-            setting="rope_type",
-            verdict=Verdict.REFUSED,
-            when=every(kind("longrope"), no(_PHI3)),
+            when=every(kind("longrope"), no(_LLAMA_LIKE), no(_PHI3)),
             reason="longrope tables are built for the Phi-3 family alone",
             source=_PHI,
         ),
@@ -78,14 +83,14 @@ RUNTIME = Runtime(
         Rule(
             setting="settings per kind of layer",
             verdict=Verdict.REFUSED,
-            when=every(per_kind, no(family("gemma4", "gemma4_text"))),
+            when=every(per_kind, no(_GEMMA4)),
             reason="no rope_type is found among nested settings",
             source=_BASE,
         ),
         Rule(
             setting="beta_fast, beta_slow",
             verdict=Verdict.REFUSED,
-            when=every(kind("yarn"), some(no(given("beta_fast")), no(given("beta_slow")))),
+            when=every(_YARN, some(no(given("beta_fast")), no(given("beta_slow")))),
             reason="a beta that is not stated counts as 0, and the builder divides by it; state "
             "beta_fast 32 and beta_slow 1",
             source=_BASE,
@@ -93,21 +98,21 @@ RUNTIME = Runtime(
         Rule(
             setting="beta_fast, beta_slow",
             verdict=Verdict.REFUSED,
-            when=every(kind("yarn"), given("beta_fast"), given("beta_slow"), _ramp_not_inside),
+            when=every(_YARN, given("beta_fast"), given("beta_slow"), _ramp_not_inside),
             reason="an assertion wants the whole ramp inside the head and fails",
             source=_BASE,
         ),
         Rule(
             setting="partial_rotary_factor",
             verdict=Verdict.REFUSED,
-            when=every(kind("yarn"), partial),
+            when=every(_YARN, partial),
             reason="YaRN's ramp is made for the whole head and does not fit the shorter table",
             source=_BASE,
         ),
         Rule(
             setting="truncate",
             verdict=Verdict.MISREAD,
-            when=every(kind("yarn"), truncated),
+            when=every(_YARN, truncated),
             reason="the ramp's ends are never rounded, as if truncate were false: frequencies on "
             "the ramp differ",
             source=_BASE,
@@ -115,7 +120,7 @@ RUNTIME = Runtime(
         Rule(
             setting="attention_factor",
             verdict=Verdict.DROPPED,
-            when=every(kind("yarn"), attention_factor_shows),
+            when=every(_YARN, attention_factor_shows),
             reason="not read; the multiplier follows from factor or from mscale and "
             "mscale_all_dim",
             source=_BASE,
@@ -124,7 +129,7 @@ RUNTIME = Runtime(
             setting="mscale",
             verdict=Verdict.MISREAD,
             when=every(
-                kind("yarn"),
+                _YARN,
                 given("mscale"),
                 no(given("mscale_all_dim")),
                 lambda s: s.entries["mscale"] != s.multiplier,

@@ -11,6 +11,7 @@ from ctx_export.inspection.runtimes._conditions import (
     kind,
     no,
     not_the_ratios_multiplier,
+    partial,
     partial_in_entries_only,
     per_kind,
     reaches_past_original,
@@ -19,6 +20,7 @@ from ctx_export.inspection.runtimes._conditions import (
     word,
 )
 from ctx_export.inspection.runtimes.base import Rule, Runtime, Verdict
+from ctx_export.inspection.runtimes.transformers import WHOLE_HEAD
 
 _TABLES = "transformers 4.57.6, modeling_rope_utils.py"
 _LLAMA = "transformers 4.57.6, models/llama/modeling_llama.py"
@@ -77,10 +79,32 @@ RUNTIME = Runtime(
         ),
         Rule(
             setting="original_max_position_embeddings",
+            verdict=Verdict.REFUSED,
+            when=every(
+                _READ,
+                kind("longrope"),
+                no(given("factor")),
+                no(at_top_level("original_max_position_embeddings")),
+            ),
+            reason="longrope takes L from the top level of config.json alone, and without it and "
+            "a factor fails to compute its multiplier",
+            source=_TABLES,
+        ),
+        Rule(
+            setting="partial_rotary_factor",
+            verdict=Verdict.REFUSED,
+            when=every(partial, no(partial_in_entries_only), family(*WHOLE_HEAD)),
+            reason="the table covers a share of the head and this family rotates all of it: the "
+            "shapes do not fit when the model runs",
+            source=_LLAMA,
+        ),
+        Rule(
+            setting="original_max_position_embeddings",
             verdict=Verdict.MISREAD,
             when=every(
                 _READ,
                 kind("longrope"),
+                given("factor"),
                 reaches_past_original,
                 no(at_top_level("original_max_position_embeddings")),
             ),
