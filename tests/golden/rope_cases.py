@@ -50,6 +50,12 @@ def scaled(entries: dict[str, Any], **others: Any) -> dict[str, Any]:
     return {**BASE, "rope_scaling": entries, **others}
 
 
+def length(config: dict[str, Any]) -> int:
+    """The length of text at which tables are compared: where a dynamic one has grown."""
+    kind = config.get("rope_scaling", {}).get("rope_type")
+    return int(config["max_position_embeddings"]) * (2 if kind == "dynamic" else 1)
+
+
 CASES: dict[str, dict[str, Any]] = {
     "plain": BASE,
     "linear": scaled({"rope_type": "linear", "factor": 4.0}),

@@ -12,20 +12,20 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from rope_cases import CASES
+from rope_cases import CASES, length
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 
 def table(config: dict[str, Any]) -> dict[str, Any]:
     """inv_freq and multiplier of the model's rotary embedding, or its error. Where the table
-    follows the length, that of the full context."""
+    follows the length, that of `length`."""
     import torch
 
     try:
         entries = {key: value for key, value in config.items() if key != "model_type"}
         rotary = LlamaRotaryEmbedding(AutoConfig.for_model(config["model_type"], **entries))
-        last = torch.tensor([[config["max_position_embeddings"] - 1]])
+        last = torch.tensor([[length(config) - 1]])
         rotary(torch.zeros(1), last)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}".strip().splitlines()[0]}

@@ -3,6 +3,7 @@ ones that its config.json asks for."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,14 +55,14 @@ def _read(path: Path, question: Question) -> dict[str, Any]:
         "tables_agree": None,
         "export": None,
     }
-    beside = _beside(path, question.reference)
     try:
+        beside = _beside(path, question.reference)
         graph = read_graph(path)
         found["sites"] = find_sites(graph.model.graph)
         found["precision"] = _precision(found["sites"])
         found["tables_agree"] = _agreement(found["sites"], beside, found["precision"])
         original = question.scaling.get("original_context")
-        spec = file_spec(graph.model.graph, beside, original)
+        spec, _ = file_spec(graph.model.graph, beside, original)
     except UserError as error:
         agreement = found["tables_agree"]
         if agreement is None or agreement["agree"]:
@@ -93,7 +94,7 @@ def _beside(path: Path, reference: Path | None) -> Beside:
 def _agreement(sites: Sequence[Site], beside: Beside, precision: str) -> dict[str, Any] | None:
     """Whether the graph rotates as the config says; None where there is no config."""
     from ctx_export.frontends.checkpoint import model_spec
-    from ctx_export.frontends.onnx_tables import check_tables
+    from ctx_export.frontends.onnx_tables import exact_tables
 
     if beside.config is None or not sites:
         return None
@@ -101,14 +102,15 @@ def _agreement(sites: Sequence[Site], beside: Beside, precision: str) -> dict[st
     if spec.layers != len(sites):
         return None
     try:
-        check_tables(sites, spec, beside.config_name)
+        exact_tables(sites, spec, beside.config_name)
     except UserError as error:
         return {"agree": False, "reason": str(error)}
-    recovered = sum(site.query.table is not None for site in sites)
+    turning = [site for site in sites if site.query.rotary_dim]
+    read = sum(site.query.table is not None for site in turning)
     return {
         "agree": True,
-        "reason": f"the tables of {recovered} of {len(sites)} layers are those of "
-        f"{beside.config_name} ({spec.rope.method})",
+        "reason": f"the tables of {read} of {len(turning)} layers that rotate were read off and "
+        f"are those of {beside.config_name} ({spec.rope.method})",
     }
 
 
@@ -140,21 +142,21 @@ def _header(path: Path, proto: onnx.ModelProto) -> dict[str, Any]:
         "cache": f"{len(caches)} inputs, such as {caches[0]}" if caches else "no inputs",
         "weights": {
             "inside": sum(t.ByteSize() for t in graph.initializer if not t.external_data),
-            "external": weight_files(path.parent, _external_files(graph)),
+            "external": weight_files(path.parent, _external_files(path.parent, graph)),
             "quantised": dict(counted),
         },
     }
 
 
-def _external_files(graph: onnx.GraphProto) -> list[str]:
-    return sorted(
-        {
-            entry.value
-            for tensor in graph.initializer
-            for entry in tensor.external_data
-            if entry.key == "location"
-        }
-    )
+def _external_files(directory: Path, graph: onnx.GraphProto) -> list[str]:
+    """Files of the weights that are not inside, relative to the model's directory."""
+    places = {
+        entry.value
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return sorted(os.path.relpath(directory / place, directory) for place in places)
 
 
 def _layer(site: Site) -> dict[str, Any]:

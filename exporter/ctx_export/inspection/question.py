@@ -34,7 +34,7 @@ class Question:
     @property
     def about_a_method(self) -> bool:
         """Whether a change is asked about."""
-        return bool(self.scaling or self.settings or self.file)
+        return bool(set(self.scaling) - {"original_context"} or self.settings or self.file)
 
     def recipe(self, model: Path) -> Recipe:
         """The change as a recipe on `model`."""

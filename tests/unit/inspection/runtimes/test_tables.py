@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from ctx_export.frontends.checkpoint import model_spec
-from ctx_export.inspection.checkpoint import own_scaling
 from ctx_export.inspection.runtimes import judge
 from ctx_export.inspection.runtimes.base import Finding, Verdict
 from ctx_export.inspection.scaling_settings import read_scaling_settings
-from tests.golden.rope_cases import CASES, OF_MISTRAL
+from ctx_export.scaling import resolve
+from tests.golden.rope_cases import CASES, OF_MISTRAL, length
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 GENAI = json.loads((GOLDEN / "genai_tables.json").read_text())
@@ -31,17 +31,18 @@ RELATIVE = 1e-5
 def meant(config: dict[str, Any]) -> tuple[np.ndarray, float]:
     """inv_freq and multiplier that the settings stand for (FORMULAS, computed by `scaling`)."""
     spec = model_spec(config, "fp32")
-    own = own_scaling(spec, spec.rope)
-    return np.array(own["inv_freq"]), own["multiplier"]
+    shape, rope = spec.rotary_shape(), spec.rope
+    made = resolve(rope.method, shape, length(config), None, rope.parameters)
+    return made.table.inv_freq, made.table.multiplier
 
 
 def same(config: dict[str, Any], inv_freq: Any, multiplier: float) -> bool:
-    expected, length = meant(config)
+    expected, multiplies = meant(config)
     found = np.asarray(inv_freq, np.float64)
     return (
         found.shape == expected.shape
         and np.allclose(found, expected, rtol=RELATIVE, atol=1e-9)
-        and bool(np.isclose(multiplier, length, rtol=RELATIVE))
+        and bool(np.isclose(multiplier, multiplies, rtol=RELATIVE))
     )
 
 
@@ -103,7 +104,7 @@ def transformers_table(config: dict[str, Any]) -> dict[str, Any]:
     try:
         made = AutoConfig.for_model("llama", **entries)
         rotary = modeling_llama.LlamaRotaryEmbedding(made)
-        last = torch.tensor([[config["max_position_embeddings"] - 1]])
+        last = torch.tensor([[length(config) - 1]])
         head = torch.ones(1, 1, 1, config["head_dim"])
         cos, sin = rotary(head, last)
         modeling_llama.apply_rotary_pos_emb(head, head, cos, sin)
