@@ -88,7 +88,11 @@ def package_options(function: Decorated) -> Decorated:
         ),
         click.option("--max-batch", type=Size(), help="Sequences at once. [default: 1]"),
         click.option("--max-chunk", type=Size(), help="New tokens of one call. [default: 1k]"),
-        click.option("--no-validate", is_flag=True, help="Do not compare with PyTorch, nor with the .onnx file."),
+        click.option(
+            "--no-validate",
+            is_flag=True,
+            help="Do not compare with PyTorch, nor with the .onnx file.",
+        ),
         click.option(
             "--tolerance", type=float, help="Largest error, relative to the logit scale."
         ),

@@ -14,6 +14,7 @@ from ctx_export.cli.inspect_checkpoint import checkpoint_rows
 from ctx_export.cli.inspect_onnx import onnx_rows
 from ctx_export.cli.inspect_package import package_rows
 from ctx_export.cli.inspect_rows import Row
+from ctx_export.inspection.runtimes import names
 
 EXIT_LOST = 1
 _ROWS: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
@@ -32,7 +33,7 @@ _ROWS: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
     "runtimes",
     multiple=True,
     metavar="NAME",
-    help="A runtime whose findings count; may be repeated. [default: all that are known]",
+    help=f"A runtime that counts, may be repeated: {', '.join(names())}. [default: all]",
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 also where a runtime refuses a setting.")
 @click.option(
@@ -51,7 +52,7 @@ def main(
     as_json: bool,
     **scaling: Any,
 ) -> int:
-    """Show what PATH holds: a package, a checkpoint directory or an .onnx file.
+    """Show what PATH holds: a package, a checkpoint directory, an .onnx file, or the bundled demo.
 
     For a checkpoint it also tells what runtimes would make of its position settings; with a method
     and a target, what that method would change, and the same of the settings that say so. Of an

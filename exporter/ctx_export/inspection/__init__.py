@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ctx_export.inspection.question import Question
 
 CONFIG_NAME = "config.json"
+DEMO = "demo"  # the checkpoint that comes along
 
 
 def inspect_path(path: Path, question: Question | None = None) -> dict[str, Any]:
@@ -20,6 +21,10 @@ def inspect_path(path: Path, question: Question | None = None) -> dict[str, Any]
     from ctx_export.inspection.question import Question
 
     question = question or Question()
+    if str(path) == DEMO and not path.exists():
+        from ctx_export import demo
+
+        path = demo.path()
     if not path.exists():
         raise UserError(
             f"{path} does not exist: name a package, a checkpoint directory or an .onnx file"

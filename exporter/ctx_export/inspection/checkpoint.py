@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ctx_export.core.model_spec import ModelSpec
     from ctx_export.core.rope_settings import RopeSettings
     from ctx_export.inspection.question import Question
+    from ctx_export.inspection.scaling_settings import ScalingSettings
 
 PRECISION_OF = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -28,7 +29,7 @@ def inspect_checkpoint(directory: Path, question: Question) -> dict[str, Any]:
     config = read_config(directory)
     precision = config.get("dtype") or config.get("torch_dtype")
     spec = model_spec(config, PRECISION_OF.get(str(precision), "fp32"))
-    report = {
+    report: dict[str, Any] = {
         "kind": "checkpoint",
         "path": str(directory),
         "model": _model_facts(spec),
@@ -41,17 +42,17 @@ def inspect_checkpoint(directory: Path, question: Question) -> dict[str, Any]:
         "export": _refusal(config),
         "weights": weight_files(directory, _weight_names(directory)),
     }
+    asked: Mapping[str, Any] | None = config
     if question.about_a_method:
-        recipe = question.recipe(directory)
-        report["change"] = describe_change(config, spec, recipe)
-        config = report["change"].pop("new_config")
+        report["change"] = describe_change(config, spec, question.recipe(directory))
+        asked = report["change"].pop("new_config")
     report["runtimes"] = (
-        [] if config is None else findings(read_scaling_settings(config), question.runtimes)
+        [] if asked is None else findings(read_scaling_settings(asked), question.runtimes)
     )
     return report
 
 
-def findings(settings: Any, wanted: Sequence[str]) -> list[dict[str, Any]]:
+def findings(settings: ScalingSettings, wanted: Sequence[str]) -> list[dict[str, Any]]:
     """What the runtimes make of `settings`, as JSON values."""
     from ctx_export.inspection.runtimes import judge
 

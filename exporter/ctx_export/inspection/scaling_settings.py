@@ -20,6 +20,7 @@ from ctx_export.core.rope_settings import (
     main_settings,
     read_layer_rope_settings,
 )
+from ctx_export.scaling.base import RotaryShape
 
 _TODAY = {"su": "longrope"}  # older words of a rope type
 
@@ -126,7 +127,7 @@ def _entries(spelled: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in chosen.items() if value is not None}
 
 
-def _multiplier(shape: Any, rope: RopeSettings) -> float:
+def _multiplier(shape: RotaryShape, rope: RopeSettings) -> float:
     from ctx_export.scaling import resolve
 
     reach = max(shape.max_position_embeddings, shape.original_context)
