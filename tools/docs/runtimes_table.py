@@ -23,9 +23,9 @@ and most of what is not read goes without a word: short texts pass, long ones ar
 settings that a method would need.
 
 *Dropped*: the setting has no effect. *Misread*: it has another effect than it means. *Refused*:
-the runtime stops with an error. A rule holds for the version that is named. The tables of
-transformers and onnxruntime-genai were computed with those versions and are compared in the tests;
-the other runtimes' sources were read.
+the runtime stops with an error. A rule holds for the version that is named. transformers and
+onnxruntime-genai were run for the settings in `tests/golden/rope_cases.py`, and the rules are held
+to the tables and errors that they gave; the sources of the other runtimes were read, not run.
 """
 
 

@@ -21,10 +21,18 @@ from ctx_export.inspection.runtimes._conditions import (
 )
 from ctx_export.inspection.runtimes.base import Rule, Runtime, Verdict
 from ctx_export.inspection.runtimes.transformers import WHOLE_HEAD
+from ctx_export.inspection.scaling_settings import ScalingSettings
 
 _TABLES = "transformers 4.57.6, modeling_rope_utils.py"
 _LLAMA = "transformers 4.57.6, models/llama/modeling_llama.py"
+_PHI3 = "transformers 4.57.6, models/phi3/configuration_phi3.py"
 _READ = no(in_rope_parameters_only)
+_PHI3_KEYS = {"type", "short_factor", "long_factor"}
+
+
+def _other_keys_than_phi3s(settings: ScalingSettings) -> bool:
+    return set(settings.entries) != _PHI3_KEYS
+
 
 RUNTIME = Runtime(
     name="transformers-4",
@@ -69,6 +77,14 @@ RUNTIME = Runtime(
             reason="the older word for longrope is known to the Phi-3 family alone; elsewhere "
             "building the model fails on it",
             source=_TABLES,
+        ),
+        Rule(
+            setting="rope_scaling",
+            verdict=Verdict.REFUSED,
+            when=every(_READ, scaled, family("phi3"), _other_keys_than_phi3s),
+            reason="a Phi-3 config takes exactly the keys type, short_factor and long_factor; L "
+            "belongs at the top level",
+            source=_PHI3,
         ),
         Rule(
             setting="rope_scaling per kind of layer",

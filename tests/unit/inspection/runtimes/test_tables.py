@@ -17,9 +17,10 @@ import pytest
 from ctx_export.frontends.checkpoint import model_spec
 from ctx_export.inspection.runtimes import judge
 from ctx_export.inspection.runtimes.base import Finding, Verdict
+from ctx_export.inspection.runtimes.transformers import WHOLE_HEAD
 from ctx_export.inspection.scaling_settings import read_scaling_settings
 from ctx_export.scaling import resolve
-from tests.golden.rope_cases import CASES, OF_MISTRAL, length
+from tests.golden.rope_cases import BASE, CASES, LONGROPE, OF_MISTRAL, ORIGINAL, length
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 GENAI = json.loads((GOLDEN / "genai_tables.json").read_text())
@@ -184,3 +185,41 @@ def test_transformers_looks_for_truncate_beside_nested_settings():
     assert not np.allclose(inv_freq.numpy(), meant(config)[0], rtol=1e-3)
     (finding,) = found(config, "transformers")
     assert (finding.setting, finding.verdict) == ("truncate", Verdict.DROPPED)
+
+
+PHI3 = {**BASE, "model_type": "phi3", "pad_token_id": 0, **ORIGINAL}
+
+
+@pytest.mark.parametrize(
+    ("entries", "refused"),
+    [
+        ({"rope_type": "linear", "factor": 2.0}, True),
+        ({"rope_type": "yarn", "factor": 4.0, **ORIGINAL}, True),
+        (LONGROPE, False),
+        ({**LONGROPE, "rope_type": "su"}, False),
+    ],
+    ids=["linear", "yarn", "longrope", "su"],
+)
+def test_transformers_takes_no_type_but_longrope_for_phi3(entries, refused):
+    """Oracle: whether its own config can be made."""
+    from transformers import AutoConfig
+
+    config = {**PHI3, "rope_scaling": entries}
+    given = json.loads(json.dumps({k: v for k, v in config.items() if k != "model_type"}))
+    failed = False
+    try:
+        AutoConfig.for_model("phi3", **given)
+    except Exception:
+        failed = True
+    verdicts = {finding.verdict for finding in found(config, "transformers")}
+    assert failed is refused
+    assert (Verdict.REFUSED in verdicts) is refused
+
+
+@pytest.mark.parametrize("family", WHOLE_HEAD)
+def test_families_that_rotate_whole_heads_do_not_read_the_share(family):
+    """Oracle: their modeling files."""
+    import transformers
+
+    model = Path(transformers.__file__).parent / "models" / family
+    assert "partial_rotary_factor" not in (model / f"modeling_{family}.py").read_text()
