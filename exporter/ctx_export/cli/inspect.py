@@ -17,6 +17,7 @@ from ctx_export.cli.inspect_rows import Row
 from ctx_export.inspection.runtimes import names
 
 EXIT_LOST = 1
+_TABLE_LOST = "the graph does not rotate as config.json means"
 _ROWS: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
     "package": package_rows,
     "checkpoint": checkpoint_rows,
@@ -95,7 +96,7 @@ def _lost(report: Mapping[str, Any], strict: bool) -> list[str]:
         if found["verdict"] in counted
     ]
     tables = report.get("tables_agree")
-    return lost + ([tables["reason"]] if tables and not tables["agree"] else [])
+    return lost + ([_TABLE_LOST] if tables and not tables["agree"] else [])
 
 
 def _nothing(report: Mapping[str, Any]) -> str:

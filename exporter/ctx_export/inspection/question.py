@@ -10,6 +10,8 @@ from typing import Any
 from ctx_export.core.errors import UserError
 from ctx_export.core.recipe import Recipe, build_recipe
 
+METHOD, RUNTIME, REFERENCE = "--method and its options", "--runtime", "--reference"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
@@ -23,13 +25,9 @@ class Question:
     reference: Path | None = None  # of an ONNX file: the checkpoint it was made from
 
     def __post_init__(self) -> None:
-        from ctx_export.inspection import runtimes
+        from ctx_export.inspection.runtimes import check_names
 
-        for name in self.runtimes:
-            if name not in runtimes.names():
-                raise UserError(
-                    f"runtime {name!r} is not known: choose one of {', '.join(runtimes.names())}"
-                )
+        check_names(self.runtimes)
 
     @property
     def about_a_method(self) -> bool:
@@ -41,16 +39,14 @@ class Question:
         given = {**self.scaling, "model": str(model)}
         return build_recipe(given, file=self.file, settings=self.settings)
 
-    def refuse_any(self, package: Path) -> None:
-        """A package has its method baked in and no config.json: nothing can be asked of it."""
+    def refuse(self, path: Path, reasons: Mapping[str, str]) -> None:
+        """Raise UserError where an option was given that has no meaning for `path`: METHOD,
+        RUNTIME or REFERENCE, with the reason."""
         asked = {
-            "a method": self.about_a_method,
-            "--runtime": bool(self.runtimes),
-            "--reference": self.reference is not None,
+            METHOD: self.about_a_method,
+            RUNTIME: bool(self.runtimes),
+            REFERENCE: self.reference is not None,
         }
-        for name, given in asked.items():
-            if given:
-                raise UserError(
-                    f"{package} is a package, whose method is baked in: leave {name} out, or name "
-                    "the checkpoint it was made from"
-                )
+        for name, reason in reasons.items():
+            if asked[name]:
+                raise UserError(f"{path} {reason}: leave {name} out")

@@ -140,8 +140,17 @@ def test_windows_and_refused_decoders_are_shown(checkpoint):
     assert "export         cannot be exported: " in inspect(path).stdout
 
 
-def test_nothing_can_be_asked_of_a_package(tmp_path):
-    (tmp_path / "manifest.json").write_text("{}")
-    result = inspect(tmp_path, "--runtime", "vllm")
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("manifest.json", "--runtime=vllm", "whose method is baked in: leave --runtime out"),
+        ("manifest.json", "--method=yarn", "leave --method and its options out"),
+        ("config.json", "--reference=x", "its own reference: leave --reference out"),
+        ("model.onnx", "--runtime=vllm", "judged by a config.json: leave --runtime out"),
+    ],
+)
+def test_an_option_without_meaning_for_the_path_exits_with_two(name, option, message, tmp_path):
+    (tmp_path / name).write_text("{}")
+    result = inspect(tmp_path / name if name.endswith("onnx") else tmp_path, option)
     assert result.exit_code == 2
-    assert "leave --runtime out" in result.stderr
+    assert message in result.stderr

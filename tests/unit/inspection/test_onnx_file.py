@@ -122,6 +122,7 @@ def test_a_graph_that_lost_its_scaling_exits_with_one(exported, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     result = inspect(tmp_path / "model.onnx")
     assert result.exit_code == 1, result.output
+    assert result.stdout.splitlines()[-1].endswith("does not rotate as config.json means")
     if kind == "default":
         assert "dropped the yarn scaling" in result.stdout
         assert f"plain table of base {tiny.THETA:g}" in result.stdout

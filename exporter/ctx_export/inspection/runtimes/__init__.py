@@ -22,10 +22,15 @@ def runtimes() -> dict[str, Runtime]:
     return _REGISTRY.entries
 
 
-def judge(settings: ScalingSettings, wanted: Sequence[str] = ()) -> tuple[Finding, ...]:
-    """What the runtimes `wanted` (all where empty) make of `settings`."""
+def check_names(wanted: Sequence[str]) -> None:
+    """Raise UserError for a name that is no runtime's."""
     for name in wanted:
         if name not in names():
             raise UserError(f"runtime {name!r} is not known: choose one of {', '.join(names())}")
+
+
+def judge(settings: ScalingSettings, wanted: Sequence[str] = ()) -> tuple[Finding, ...]:
+    """What the runtimes `wanted` (all where empty) make of `settings`."""
+    check_names(wanted)
     chosen = tuple(name for name in names() if not wanted or name in wanted)
     return tuple(found for name in chosen for found in runtimes()[name].judge(settings))
