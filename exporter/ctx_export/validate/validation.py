@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.inspection import cache_bytes as package_cache_bytes
 from ctx_export.core.manifest import BOUNDED, MODEL_NAME, CacheInfo, Manifest
 from ctx_export.core.plan import describe_caches
 from ctx_export.core.progress import Progress, SilentProgress
+from ctx_export.inspection.package import cache_bytes as package_cache_bytes
 from ctx_export.validate.compare import Rule
 from ctx_export.validate.memory import gibibytes, parameters, reference_memory
 from ctx_export.validate.package_side import Compared, compare_session
@@ -70,7 +71,8 @@ def run(
     found = _engine(manifest, package)
     if need_engine:
         _check_engine(package, found)
-    rules = _rules(manifest, tolerance, found)
+    judged = tolerance is not None or not _has_other_weights(manifest)
+    rules = _rules(manifest, tolerance, found) if judged else _no_limits(manifest, found)
     memory = reference_memory(checkpoint)
     peers = _peers(rules, found)
     settings = _settings(manifest, checkpoint, peers, by_layer=memory.by_layer)
@@ -93,6 +95,8 @@ def run(
         skipped=skipped,
         quantisation=_quantisation(manifest, compared),
         engine=section,
+        file=None,
+        judged=judged,
         cache_bytes=package_cache_bytes(manifest),
         seconds=time.monotonic() - started,
         versions=_versions(),
@@ -133,6 +137,11 @@ def _checked(manifest: Manifest, reference: Path) -> Any:
                 f"{model[name]}: give the checkpoint that the package was made from"
             )
     return checkpoint
+
+
+def _has_other_weights(manifest: Manifest) -> bool:
+    """Whether the package's weights are an ONNX file's quantised ones, and PyTorch's are not."""
+    return manifest.source is not None and bool(manifest.source.get("quantised_weights"))
 
 
 def _quantisation(manifest: Manifest, compared: Compared) -> QuantisationSection | None:
@@ -177,6 +186,11 @@ def _rules(manifest: Manifest, tolerance: float | None, engine: _Engine | None) 
     if engine is not None:
         rules["engine"] = Rule.of(manifest.precision, tolerance, quantised=quantised)
     return rules
+
+
+def _no_limits(manifest: Manifest, engine: _Engine | None) -> dict[str, Rule]:
+    rule = Rule(precision=manifest.precision, tolerance=math.inf)
+    return {"ort": rule} if engine is None else {"ort": rule, "engine": rule}
 
 
 def _peers(rules: dict[str, Rule], engine: _Engine | None) -> tuple[str, ...]:
