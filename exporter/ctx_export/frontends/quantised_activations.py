@@ -10,11 +10,13 @@ from ctx_export.patterns.match import constant, producer
 _PRODUCTS = ("MatMul", "Gemm")
 
 
-def drop_idle_pairs(graph: ir.Graph) -> None:
-    """Let readers of QuantizeLinear → DequantizeLinear read what was quantised, in place.
+def drop_idle_pairs(graph: ir.Graph) -> int:
+    """Let readers of QuantizeLinear → DequantizeLinear read what was quantised, in place; returns
+    how many pairs that concerns.
 
     Rotation, scores and softmax lose their rounding to a few bits; products with weights keep it.
     """
+    dropped = 0
     for node in graph.all_nodes():
         if node.op_type != "DequantizeLinear" or node.domain != "":
             continue
@@ -22,11 +24,14 @@ def drop_idle_pairs(graph: ir.Graph) -> None:
         if quantised is None or not _undoes(node, quantised):
             continue
         source = quantised.inputs[0]
-        for reader, index in list(node.outputs[0].uses()):
-            if not _computes_in_integers(reader, index):
-                reader.replace_input_with(index, source)
-        if node.outputs[0].is_graph_output() and source is not None:
+        idle = [use for use in node.outputs[0].uses() if not _computes_in_integers(*use)]
+        for reader, index in idle:
+            reader.replace_input_with(index, source)
+        is_output = node.outputs[0].is_graph_output()
+        if is_output and source is not None:
             _take_over(source, node.outputs[0])
+        dropped += bool(idle) or is_output
+    return dropped
 
 
 def _take_over(source: ir.Value, output: ir.Value) -> None:

@@ -18,18 +18,18 @@ Sizes = list[Dimension]
 
 def infer_shapes(node: ir.Node) -> None:
     """Give the outputs of `node` types and shapes where they have none and a rule tells them."""
-    if all(value.shape is not None and value.type is not None for value in node.outputs):
-        return
     index = 1 if node.op_type == "Where" else 0
     first = node.inputs[index] if index < len(node.inputs) else None
+    if first is None or all(value.shape is not None for value in node.outputs):
+        return
     rule = _RULES.get(node.op_type)
     sizes = list(rule(node)) if rule is not None else []
-    sizes += [None] * (len(node.outputs) - len(sizes))
-    for value, known in zip(node.outputs, sizes, strict=False):
-        if node.op_type == "Shape":
-            value.type = ir.TensorType(ir.DataType.INT64)
-        elif value.type is None and node.op_type in _KEEP_TYPE and first is not None:
+    for place, value in enumerate(node.outputs):
+        known = sizes[place] if place < len(sizes) else None
+        if value.type is None and place in _TYPED_LIKE_INPUT.get(node.op_type, ()):
             value.type = first.type
+        elif node.op_type == "Shape":
+            value.type = ir.TensorType(ir.DataType.INT64)
         if value.shape is None and known is not None and value.type is not None:
             value.shape = ir.Shape(known)
 
@@ -200,5 +200,11 @@ _RULES: dict[str, Callable[[ir.Node], Sequence[Sizes | None]]] = {
     "Transpose": _transposed,
     "Unsqueeze": _unsqueezed,
 }
-_MOVING = ("Concat", "Expand", "Slice", "Split", "Squeeze")
-_KEEP_TYPE = {*_RULES, *_MOVING} - {"Cast", "DequantizeLinear", "QuantizeLinear"}
+_MOVING = ("Concat", "Expand", "Slice", "Squeeze")
+_OTHER_TYPE = {"Cast", "DequantizeLinear", "QuantizeLinear", "Shape"}
+# Outputs of the type of the first input, or of the second one of Where; mean and variance of a
+# norm have a type of their own.
+_TYPED_LIKE_INPUT = {
+    **dict.fromkeys({*_RULES, *_MOVING} - _OTHER_TYPE, (0,)),
+    **dict.fromkeys(_SKIPPING, (0, 3)),
+}
