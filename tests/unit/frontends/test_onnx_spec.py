@@ -80,7 +80,7 @@ def test_genai_config_states_the_trained_context_and_the_tokens(plain, tmp_path)
 
 
 def test_a_scaled_table_needs_a_config(scaled):
-    with pytest.raises(UserError, match="no plain base explains.*--reference"):
+    with pytest.raises(UserError, match=r"no plain base explains.*--reference"):
         read(scaled / "model.onnx", original_context=64)
     source = read(scaled / "model.onnx", str(scaled / "checkpoint"))
     assert source.spec.rope.method == "yarn" and source.spec.rope.parameters["factor"] == 4.0
@@ -106,7 +106,7 @@ def test_another_base_than_the_config_s_is_an_error(plain, tmp_path):
 def test_a_config_of_another_depth_is_an_error(plain, tmp_path):
     shutil.copytree(plain / "checkpoint", tmp_path / "checkpoint")
     edit_config(tmp_path / "checkpoint", num_hidden_layers=3)
-    with pytest.raises(UserError, match="2 attentions, .*states 3 layers"):
+    with pytest.raises(UserError, match=r"2 attentions, .*states 3 layers"):
         read(plain / "model.onnx", str(tmp_path / "checkpoint"))
 
 
