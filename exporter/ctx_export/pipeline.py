@@ -14,6 +14,8 @@ from ctx_export.core.progress import Progress, SilentProgress
 from ctx_export.core.recipe import Recipe, build_recipe
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from ctx_export.frontends.source import Source
 
 
@@ -132,10 +134,12 @@ def export_source(
         planned = _calibrated(planned, source, recipe, progress)
         progress.stage("rewriting")
         model = rewritten(source, planned)
+        own = _operators_of_onnxruntime(model)
+        _check_engine(recipe, own)
         progress.stage("writing weights")
-        manifest = write_model(model, source, planned, stage, progress)
+        manifest = write_model(model, source, planned, stage, progress, copy=recipe.copy_weights)
         copy_tokenizer(source.tokenizers, stage)
-        manifest, lines = _add_engine(manifest, recipe, stage, progress)
+        manifest, lines = _add_engine(manifest, recipe, own, stage, progress)
         manifest.save(stage)
         try:
             manifest, failed = _validated(manifest, recipe, source, stage, progress, lines)
@@ -159,6 +163,21 @@ def _calibrated(planned: Plan, source: Source, recipe: Recipe, progress: Progres
     return calibrated(planned, source.checkpoint, recipe.calibration, progress)
 
 
+def _operators_of_onnxruntime(model: ir.Model) -> str:
+    """Operators of onnxruntime's that no standard ones stand for, in words; empty without any."""
+    from ctx_export.frontends.engine_operators import without_standard_form
+
+    return ", ".join(without_standard_form(model.graph))
+
+
+def _check_engine(recipe: Recipe, own: str) -> None:
+    if own and recipe.engine not in ("auto", "none"):
+        raise UserError(
+            f"engine is {recipe.engine}, and {recipe.model} has operators that onnxruntime alone "
+            f"has ({own}): leave --engine out, or export the checkpoint"
+        )
+
+
 def _choose_target(recipe: Recipe) -> Any:
     from ctx_export.targets import choose
 
@@ -166,9 +185,11 @@ def _choose_target(recipe: Recipe) -> Any:
 
 
 def _add_engine(
-    manifest: Manifest, recipe: Recipe, stage: Path, progress: Progress
+    manifest: Manifest, recipe: Recipe, own: str, stage: Path, progress: Progress
 ) -> tuple[Manifest, list[str]]:
     """Stage 6: the engine that the recipe's target builds, and what to say about it."""
+    if own and recipe.engine == "auto":
+        return manifest, [f"no engine was built: TensorRT has no {own} of onnxruntime's"]
     target = _choose_target(recipe)
     return target.build(manifest, stage, progress)  # type: ignore[no-any-return]
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.inspection import cache_bytes as package_cache_bytes
 from ctx_export.core.manifest import BOUNDED, MODEL_NAME, CacheInfo, Manifest
 from ctx_export.core.model_spec import UNKNOWN_FAMILY
 from ctx_export.core.plan import describe_caches
 from ctx_export.core.progress import Progress, SilentProgress
+from ctx_export.inspection.package import cache_bytes as package_cache_bytes
 from ctx_export.validate.compare import Rule
 from ctx_export.validate.file_check import FileSection
 from ctx_export.validate.memory import gibibytes, parameters, reference_memory
