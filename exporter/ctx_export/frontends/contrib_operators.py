@@ -1,0 +1,100 @@
+"""Lowers the attention operators of com.microsoft to standard ones and ctx.source's one.
+
+What stock onnxruntime runs and no pass needs to understand stays as it is (SimplifiedLayer-
+Normalization, MatMulNBits, QMoE, FastGelu and their like).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common as ir_passes
+
+from ctx_export.core.errors import UserError
+from ctx_export.frontends.contrib_attention import (
+    SOURCE_DOMAIN,
+    lower_group_query_attention,
+    lower_multi_head_attention,
+)
+from ctx_export.frontends.contrib_node import DOMAIN
+from ctx_export.frontends.contrib_rotary import lower_rotary_embedding
+from ctx_export.frontends.head_layout import cancel_layouts
+from ctx_export.frontends.insertion import Insertion, names_of
+from ctx_export.frontends.old_cache import drop_cache
+
+_REFUSED = {
+    "Attention": "it packs q, k and v and knows no grouped heads",
+    "DecoderMaskedMultiHeadAttention": "it computes one token at a time",
+    "DecoderMaskedSelfAttention": "it computes one token at a time",
+    "DecoderAttention": "it belongs to an encoder-decoder",
+    "GemmaRotaryEmbedding": "it takes sines of positions that are computed elsewhere",
+    "LinearAttention": "it keeps a state in place of keys and values",
+    "LongformerAttention": "its global tokens are another pattern than causal attention",
+    "MRotaryEmbedding": "its positions have several axes",
+    "MultiHeadAttention": "it stands in a branch of the graph",
+    "PackedAttention": "it packs sequences of several lengths into one row",
+    "PackedMultiHeadAttention": "it packs sequences of several lengths into one row",
+    "PagedAttention": "it reads a cache of pages",
+    "QAttention": "it packs quantised q, k and v",
+    "SparseAttention": "it leaves out blocks of keys",
+}
+_LOWERED = ("GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding")
+
+
+def lower(model: ir.Model) -> None:
+    """Replace the attention operators of com.microsoft in `model` (opset 23), in place.
+
+    The old cache's outputs and inputs leave the computation; a graph without an input
+    `position_ids` [batch, tokens] is given one where a rotation needs it. Raises UserError with
+    the node, the attribute, its value and the way out for what cannot be said otherwise.
+    """
+    graph = model.graph
+    found = [node for node in graph.all_nodes() if node.domain == DOMAIN]
+    for node in found:
+        _check(node, graph)
+    drop_cache(graph)
+    taken = names_of(graph)
+    for node in found:
+        if node.op_type in _LOWERED:
+            _lower_node(node, Insertion(graph=graph, before=node, taken=taken))
+    cancel_layouts(graph)
+    if any(node.domain == SOURCE_DOMAIN for node in graph):
+        graph.opset_imports[SOURCE_DOMAIN] = 1
+    ir_passes.RemoveUnusedNodesPass()(model)
+
+
+def _check(node: ir.Node, graph: ir.Graph) -> None:
+    inner = node.op_type in _LOWERED and node.graph is not graph
+    if node.op_type in _REFUSED and (node.op_type not in _LOWERED or inner):
+        reason = _REFUSED[node.op_type]
+    elif inner:
+        reason = "it stands in a branch of the graph"
+    else:
+        return
+    raise UserError(
+        f"{node.op_type} ({node.outputs[0].name}) of com.microsoft cannot be rewritten: {reason}; "
+        "export the model with GroupQueryAttention, MultiHeadAttention or plain operators"
+    )
+
+
+def _lower_node(node: ir.Node, at: Insertion) -> None:
+    if node.op_type == "RotaryEmbedding":
+        new = lower_rotary_embedding(node, at, own_positions(at.graph))
+    elif node.op_type == "GroupQueryAttention":
+        new = lower_group_query_attention(node, at, own_positions(at.graph))
+    else:
+        new = lower_multi_head_attention(node, at)
+    at.replace(new)
+
+
+def own_positions(graph: ir.Graph) -> ir.Value:
+    """The graph input `position_ids` [B,S], added where the graph has none."""
+    for value in graph.inputs:
+        if value.name == "position_ids":
+            return value
+    ids = next((value for value in graph.inputs if value.name == "input_ids"), None)
+    shape = ids.shape if ids is not None and ids.shape is not None else ["batch", "tokens"]
+    positions = ir.Value(
+        name="position_ids", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64)
+    )
+    graph.inputs.append(positions)
+    return positions
