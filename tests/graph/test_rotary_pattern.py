@@ -1,24 +1,50 @@
-"""The rotary pattern on hand-written graphs: what matches, and the reason where it does not."""
+"""Rotations in hand-written graphs: what is recognised, with which table, and why not.
+
+Oracle: the frequencies and the layout that each graph was written with.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from onnxscript import optimizer
 
+from ctx_export.patterns.graph_view import GraphView
 from ctx_export.patterns.match import Miss
 from ctx_export.patterns.rotary import RotaryMatch, match_rotary
 
-# rotate_half(x)·sin + x·cos on the last 8 dims of x, as PyTorch's exporter writes it.
-WHOLE = """
+INV_FREQ = [1.0, 0.3, 0.05, 0.000002]
+
+HEAD = """
 <ir_version: 10, opset_import: ["" : 23]>
-g (float[B,2,S,8] x, float[B,1,S,8] angle, float[B,2,S,8] other) => (float[B,2,S,8] y)
-<int64[1] zero = {0}, int64[1] half = {4}, int64[1] far = {9223372036854775807},
- int64[1] axis = {3}, int64[1] step = {1}>
-{
-  c = Cos(angle)
-  s = Sin(angle)
+g (float[B,{x}] given, int64[B,S] position_ids, float[B,2,P,8] past_key_values) => (float[] y)
+<int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] half = {{4}}, int64[1] eight = {{8}},
+ int64[1] far = {{9223372036854775807}}, int64[1] axis = {{3}}, int64[1] step = {{1}},
+ int64[1] two = {{2}}, int64[1] last = {{-1}}, float minus = {{-1.0}}, float twice = {{2.0}},
+ float[4] inv_freq = {{1.0, 0.3, 0.05, 0.000002}}, float[8] norm = {{1, 2, 3, 4, 5, 6, 7, 8}},
+ int64[4] shape = {{0, 0, 2, 8}}, int64[5] grouped = {{0, 0, 2, 4, 2}}, int64[2] heads = {{1, 2}},
+ float[8,8] wheel = {{0, 0, 0, 0, 1, 0, 0, 0,  0, 0, 0, 0, 0, 1, 0, 0,  0, 0, 0, 0, 0, 0, 1, 0,
+                      0, 0, 0, 0, 0, 0, 0, 1,  -1, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 0, 0, 0,
+                      0, 0, -1, 0, 0, 0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 0}}>
+{{
+  x = Relu(given)
+  place = Cast<to = 1>(position_ids)
+  column = Unsqueeze(place, last)
+  angle = Mul(column, inv_freq)
+"""
+# [B,1,S,8] of angles, each half of the dims one after another.
+BY_HALVES = """
+  twice_angle = Concat<axis = -1>(angle, angle)
+  table = Unsqueeze(twice_angle, one)
+  c = Cos(table)
+  s = Sin(table)
+"""
+WHOLE = (
+    HEAD.format(x="2,S,8")
+    + BY_HALVES
+    + """
   straight = Mul(x, c)
   first = Slice(x, zero, half, axis, step)
   second = Slice(x, half, far, axis, step)
@@ -28,58 +54,53 @@ g (float[B,2,S,8] x, float[B,1,S,8] angle, float[B,2,S,8] other) => (float[B,2,S
   y = Add(straight, turned)
 }
 """
-
-PARTIAL = """
-<ir_version: 10, opset_import: ["" : 23]>
-g (float[B,2,S,12] x, float[B,1,S,8] angle) => (float[B,2,S,12] y)
-<int64[1] zero = {0}, int64[1] half = {4}, int64[1] eight = {8},
- int64[1] far = {9223372036854775807}, int64[1] axis = {3}, int64[1] step = {1}>
-{
+)
+PARTIAL = (
+    HEAD.format(x="2,S,12")
+    + BY_HALVES
+    + """
   head = Slice(x, zero, eight, axis, step)
   tail = Slice(x, eight, far, axis, step)
-  c = Cos(angle)
-  s = Sin(angle)
   straight = Mul(head, c)
   first = Slice(head, zero, half, axis, step)
   second = Slice(head, half, far, axis, step)
-  negated = Neg(second)
+  negated = Mul(second, minus)
   halves = Concat<axis = -1>(negated, first)
   turned = Mul(halves, s)
   rotated = Add(straight, turned)
   y = Concat<axis = -1>(rotated, tail)
 }
 """
-
-# Pairs (2i, 2i+1), on [B,S,H,D] that is transposed afterwards.
-NEIGHBOURS = """
-<ir_version: 10, opset_import: ["" : 23]>
-g (float[B,S,2,8] x, float[B,S,1,8] angle, float[B,S,2,8] other) => (float[B,2,S,8] y)
-<int64[1] zero = {0}, int64[1] one = {1}, int64[1] far = {9223372036854775807},
- int64[1] axis = {3}, int64[1] step = {2}, int64[1] last = {-1}, int64[4] shape = {0, 0, 2, 8}>
-{
-  c = Cos(angle)
-  s = Sin(angle)
-  straight = Mul(x, c)
-  even = Slice(x, zero, far, axis, step)
-  odd = Slice(x, one, far, axis, step)
-  negated = Neg(odd)
-  left = Unsqueeze(negated, last)
-  right = Unsqueeze(even, last)
-  pairs = Concat<axis = -1>(left, right)
-  rotated = Reshape(pairs, shape)
-  turned = Mul(rotated, s)
-  sum = Add(straight, turned)
-  y = Transpose<perm = [0, 2, 1, 3]>(sum)
+)
+# Pairs (2i, 2i+1) as complex numbers on [B,S,H,D], transposed afterwards.
+NEIGHBOURS = (
+    HEAD.format(x="S,2,8")
+    + """
+  row = Unsqueeze(angle, two)
+  wide = Unsqueeze(row, last)
+  c = Cos(wide)
+  s = Sin(wide)
+  pairs = Reshape(x, grouped)
+  real, imaginary = Split<axis = -1, num_outputs = 2>(pairs)
+  rc = Mul(real, c)
+  is = Mul(imaginary, s)
+  ic = Mul(imaginary, c)
+  rs = Mul(real, s)
+  new_real = Sub(rc, is)
+  new_imaginary = Add(ic, rs)
+  joined = Concat<axis = -1>(new_real, new_imaginary)
+  rotated = Reshape(joined, shape)
+  y = Transpose<perm = [0, 2, 1, 3]>(rotated)
 }
 """
-
+)
 # Each half by itself, one angle a pair.
-JOINED = """
-<ir_version: 10, opset_import: ["" : 23]>
-g (float[B,2,S,8] x, float[B,1,S,4] angle, float[B,2,S,4] other) => (float[B,2,S,8] y)
-{
-  c = Cos(angle)
-  s = Sin(angle)
+JOINED = (
+    HEAD.format(x="2,S,8")
+    + """
+  table = Unsqueeze(angle, one)
+  c = Cos(table)
+  s = Sin(table)
   a, b = Split<axis = -1, num_outputs = 2>(x)
   ac = Mul(a, c)
   bs = Mul(b, s)
@@ -90,65 +111,157 @@ g (float[B,2,S,8] x, float[B,1,S,4] angle, float[B,2,S,4] other) => (float[B,2,S
   y = Concat<axis = -1>(first, second)
 }
 """
+)
+# Cached tokens before, each head repeated, and the last two axes swapped: what scores take.
+KEY = WHOLE.replace(
+    "  y = Add(straight, turned)",
+    """  rotated = Add(straight, turned)
+  all = Concat<axis = 2>(past_key_values, rotated)
+  column_of = Unsqueeze(all, two)
+  sizes = Shape(column_of)
+  length = Slice(sizes, half_axis, four_axis)
+  batch = Slice(sizes, zero, one)
+  target = Concat<axis = 0>(batch, heads_two, three, length, eight)
+  repeated = Expand(column_of, target)
+  merged = Concat<axis = 0>(batch, six, length, eight)
+  flat = Reshape(repeated, merged)
+  y = Transpose<perm = [0, 1, 3, 2]>(flat)""",
+).replace(
+    "int64[1] two = {2}",
+    "int64[1] two = {2}, int64[1] half_axis = {3}, int64[1] four_axis = {4}, int64[1] three = {3},"
+    " int64[1] six = {6}, int64[1] heads_two = {2}",
+)
+
+
+def value_of(text: str) -> tuple[GraphView, ir.Value]:
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    optimizer.optimize_ir(model)  # infers the shapes
+    return GraphView(model.graph), model.graph.outputs[0]
 
 
 def match(text: str) -> RotaryMatch | Miss:
-    model = ir.from_proto(onnx.parser.parse_model(text))
-    optimizer.optimize_ir(model)  # infers the shapes that the pattern reads
-    return match_rotary(model.graph.outputs[0])
+    return match_rotary(*value_of(text))
 
 
 @pytest.mark.parametrize(
-    ("text", "rotary_dim"),
+    ("text", "rotary_dim", "interleaved", "transposed", "groups"),
     [
-        (WHOLE, 8),
-        (
-            WHOLE.replace("Mul(x, c)", "Mul(c, x)").replace(
-                "Add(straight, turned)", "Add(turned, straight)"
-            ),
-            8,
-        ),
-        (PARTIAL, 8),
+        (WHOLE, 8, False, False, 1),
+        (WHOLE.replace("Mul(x, c)", "Mul(c, x)"), 8, False, False, 1),
+        (WHOLE.replace("Add(straight, turned)", "Add(turned, straight)"), 8, False, False, 1),
+        (PARTIAL, 8, False, False, 1),
+        (NEIGHBOURS, 8, True, True, 1),
+        (JOINED, 8, False, False, 1),
+        (KEY, 8, False, False, 3),
     ],
-    ids=["whole", "swapped", "partial"],
+    ids=["whole", "factors-swapped", "terms-swapped", "partial", "neighbours", "joined", "key"],
 )
-def test_half_split_rotation_is_recognised(text, rotary_dim):
+def test_a_rotation_is_recognised_with_its_table(
+    text, rotary_dim, interleaved, transposed, groups
+):
     found = match(text)
     assert isinstance(found, RotaryMatch), str(found)
     assert found.source.name == "x"
-    assert (found.rotary_dim, found.interleaved) == (rotary_dim, False)
+    assert (found.rotary_dim, found.interleaved) == (rotary_dim, interleaved)
+    assert (found.transposed, found.groups) == (transposed, groups)
+    assert found.table is not None and found.table.multiplier == pytest.approx(1.0, abs=1e-6)
+    np.testing.assert_allclose(found.table.inv_freq, INV_FREQ, rtol=2e-6)
 
 
-def test_pairs_side_by_side_before_a_transpose_are_recognised():
-    found = match(NEIGHBOURS)
+def test_the_standard_operator_is_recognised():
+    text = (
+        HEAD.format(x="2,S,8")
+        + """
+  c = Cos(angle)
+  s = Sin(angle)
+  y = RotaryEmbedding<interleaved = 1>(x, c, s)
+}
+"""
+    )
+    found = match(text)
     assert isinstance(found, RotaryMatch), str(found)
-    assert (found.source.name, found.rotary_dim) == ("x", 8)
-    assert found.interleaved and found.transposed
+    assert (found.source.name, found.rotary_dim, found.interleaved) == ("x", 8, True)
+    assert found.table is not None
+    np.testing.assert_allclose(found.table.inv_freq, INV_FREQ, rtol=2e-6)
 
 
-def test_halves_that_are_turned_one_by_one_are_recognised():
-    found = match(JOINED)
+def test_a_multiplier_on_cosines_and_sines_is_read():
+    text = WHOLE.replace("c = Cos(table)", "c0 = Cos(table)\n  c = Mul(c0, twice)").replace(
+        "s = Sin(table)", "s0 = Sin(table)\n  s = Mul(s0, twice)"
+    )
+    found = match(text)
+    assert isinstance(found, RotaryMatch) and found.table is not None, str(found)
+    assert found.table.multiplier == pytest.approx(2.0)
+    np.testing.assert_allclose(found.table.inv_freq, INV_FREQ, rtol=2e-6)
+
+
+def test_half_precision_is_read_in_full():
+    """float16 holds 0.000002 with an error of 1 %; the table before its cast is exact."""
+    text = WHOLE.replace("c = Cos(table)", "c0 = Cos(table)\n  c = Cast<to = 10>(c0)")
+    text = text.replace("s = Sin(table)", "s0 = Sin(table)\n  s = Cast<to = 10>(s0)")
+    found = match(text.replace("x = Relu(given)", "x0 = Relu(given)\n  x = Cast<to = 10>(x0)"))
+    assert isinstance(found, RotaryMatch) and found.table is not None, str(found)
+    np.testing.assert_allclose(found.table.inv_freq, INV_FREQ, rtol=2e-6)
+
+
+def test_what_is_not_rotated_is_told_from_what_is():
+    text = HEAD.format(x="S,2,8") + "  y = Transpose<perm = [0, 2, 3, 1]>(x)\n}\n"
+    found = match(text)
     assert isinstance(found, RotaryMatch), str(found)
-    assert (found.source.name, found.rotary_dim, found.interleaved) == ("x", 8, False)
+    assert (found.source.name, found.rotary_dim, found.transposed) == ("x", 0, True)
+    assert found.table is None
 
 
 @pytest.mark.parametrize(
     ("text", "old", "new", "reason"),
     [
-        (NEIGHBOURS, "perm = [0, 2, 1, 3]", "perm = [0, 2, 3, 1]", "found Transpose"),
-        (NEIGHBOURS, "int64[1] one = {1}", "int64[1] one = {2}", "(0, 2, 2, 2)"),
-        (NEIGHBOURS, "Slice(x, one", "Slice(other, one", "beside the cosine"),
-        (NEIGHBOURS, "Concat<axis = -1>(left, right)", "Concat<axis = -1>(right, left)", "Neg"),
-        (JOINED, "Mul(b, s)", "Mul(other, s)", "one cosine and one sine"),
-        (JOINED, "Sub(ac, bs)", "Sub(bs, ac)", "one cosine and one sine"),
-        (JOINED, "Mul(a, s)", "Mul(b, s)", "one cosine and one sine"),
-        (WHOLE, "Add(straight, turned)", "Sub(straight, turned)", "found Sub"),
-        (WHOLE, "c = Cos(angle)", "c = Exp(angle)", "Cos and Sin"),
-        (WHOLE, "s = Sin(angle)", "s = Cos(angle)", "Cos and Sin"),
-        (WHOLE, "Neg(second)", "Abs(second)", "Concat(Neg(Slice), Slice)"),
-        (WHOLE, "Slice(x, zero, half", "Slice(other, zero, half", "beside the cosine"),
-        (WHOLE, "int64[1] half = {4}", "int64[1] half = {3}", "(0, 3, 3)"),
-        (PARTIAL, "Slice(x, eight, far", "Slice(x, half, eight", "(0, 8, 4)"),
+        (WHOLE, "int64[1] half = {4}", "int64[1] half = {3}", "dim 0 of a head turns with dim 3"),
+        (WHOLE, "negated = Neg(second)", "negated = Identity(second)", "not turned by one angle"),
+        (WHOLE, "s = Sin(table)", "s = Cos(table)", "change their length by"),
+        (WHOLE, "straight = Mul(x, c)", "other = Relu(x)\n  straight = Mul(other, c)", "Relu"),
+        (WHOLE, "y = Add(straight, turned)", "y = Sub(straight, turned)", "turns backwards"),
+        (
+            WHOLE,
+            "place = Cast<to = 1>(position_ids)",
+            "place0 = Cast<to = 1>(position_ids)\n  place = Mul(place0, place0)",
+            "in proportion",
+        ),
+        (
+            WHOLE,
+            "c = Cos(table)",
+            "c0 = Cos(table)\n  c = Mul(c0, twice)",
+            "change their length by",
+        ),
+        (
+            PARTIAL,
+            "Slice(x, eight, far, axis, step)",
+            "Slice(x, zero, half, axis, step)",
+            "(i, i + 6)",
+        ),
+        (
+            PARTIAL,
+            "Concat<axis = -1>(rotated, tail)",
+            "Concat<axis = -1>(tail, rotated)",
+            "dim 0, 4",
+        ),
+        (
+            NEIGHBOURS,
+            "int64[5] grouped = {0, 0, 2, 4, 2}",
+            "int64[5] grouped = {0, 0, 4, 2, 2}",
+            "cannot be run",
+        ),
+    ],
+    ids=[
+        "unequal-halves",
+        "not-negated",
+        "no-sine",
+        "two-sources",
+        "reversed-in-sign",
+        "squared-positions",
+        "lengths",
+        "other-tail",
+        "last-dims",
+        "across-heads",
     ],
 )
 def test_a_rotation_that_is_none_names_its_reason(text, old, new, reason):
@@ -156,3 +269,4 @@ def test_a_rotation_that_is_none_names_its_reason(text, old, new, reason):
     found = match(text.replace(old, new))
     assert isinstance(found, Miss)
     assert reason in str(found)
+    assert "nearest match rotary embedding, stopped at" in str(found)

@@ -61,8 +61,7 @@ def locate(model: str) -> Path:
         return path
     if path.suffix == ".onnx":
         raise UserError(
-            f"{model}: ONNX files as input are not available in this version; "
-            "name the checkpoint directory it was made from"
+            f"{model} is an ONNX file: a checkpoint is needed here; name the one it was made from"
         )
     if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise UserError(f"{model} is not a checkpoint directory, a hub id (owner/name) or demo")

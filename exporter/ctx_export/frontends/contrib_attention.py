@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ctx_export.frontends.contrib_node import ContribNode, width
-from ctx_export.frontends.contrib_rotary import Rotation, cache_columns
-from ctx_export.frontends.insertion import Dimension, Insertion, leading
-from ctx_export.patterns.match import constant, dimension
+from ctx_export.frontends.contrib_rotary import Rotation, cache_columns, own_positions
+from ctx_export.frontends.insertion import Dimension, Insertion
+from ctx_export.patterns.match import dimension
 
 SOURCE_DOMAIN = "ctx.source"
 CAUSAL_ATTENTION = "CausalAttention"
@@ -36,7 +36,7 @@ class Heads:
     value: ir.Value
 
 
-def lower_group_query_attention(node: ir.Node, at: Insertion, own_positions: ir.Value) -> ir.Value:
+def lower_group_query_attention(node: ir.Node, at: Insertion) -> ir.Value:
     """The attention's result [B,S,Hq·D] by a `ctx.source::CausalAttention`.
 
     Lengths and past of the cache are left aside: what is attended to are the call's own tokens.
@@ -46,7 +46,7 @@ def lower_group_query_attention(node: ir.Node, at: Insertion, own_positions: ir.
     heads = _normed(contrib, _split(contrib, at), at)
     if contrib.integer("do_rotary"):
         rotation = Rotation(
-            positions=contrib.input("position_ids") or own_positions,
+            positions=contrib.input("position_ids") or own_positions(at.graph),
             cos=contrib.required("cos_cache"),
             sin=contrib.required("sin_cache"),
             columns=cache_columns(contrib),
@@ -105,7 +105,9 @@ def _check_group_query(contrib: ContribNode) -> None:
         value = contrib.node.attributes.get_string(kind, "NONE")
         if value != "NONE":
             contrib.refuse(
-                kind, value, "export it with a cache that is not quantised; choose --kv-cache-dtype"
+                kind,
+                value,
+                "export it with a cache that is not quantised; choose --kv-cache-dtype",
             )
     contrib.refuse_output(3, "output_qk", "scores are not kept; export the model without them")
 
@@ -214,8 +216,8 @@ def _biased(contrib: ContribNode, at: Insertion) -> Heads:
     values = {name: contrib.required(name) for name in MULTI_HEAD_INPUTS[:3]}
     bias = contrib.input("bias")
     if bias is not None:
-        widths = [width(value) for value in values.values()]
-        if None in widths or any(v.shape is None or len(v.shape) != 3 for v in values.values()):
+        widths = [_joined_width(value) for value in values.values()]
+        if not all(widths):
             contrib.refuse("bias", bias.name, "q, k and v need static widths; add it before")
         parts = at.ops("Split", [bias, at.integers(widths)], [[w] for w in widths], axis=0)
         for (name, value), part in zip(list(values.items()), parts, strict=True):
@@ -223,3 +225,9 @@ def _biased(contrib: ContribNode, at: Insertion) -> Heads:
     count = contrib.integer("num_heads")
     split = {name: _heads_first(contrib, value, count, at) for name, value in values.items()}
     return Heads(**split)
+
+
+def _joined_width(value: ir.Value) -> int:
+    """H·D of a value [B,S,H·D], 0 where that is unknown or the heads stand apart."""
+    apart = value.shape is not None and len(value.shape) != 3
+    return 0 if apart else width(value) or 0

@@ -6,6 +6,8 @@ Normalization, MatMulNBits, QMoE, FastGelu and their like).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
@@ -30,14 +32,17 @@ _REFUSED = {
     "LinearAttention": "it keeps a state in place of keys and values",
     "LongformerAttention": "its global tokens are another pattern than causal attention",
     "MRotaryEmbedding": "its positions have several axes",
-    "MultiHeadAttention": "it stands in a branch of the graph",
     "PackedAttention": "it packs sequences of several lengths into one row",
     "PackedMultiHeadAttention": "it packs sequences of several lengths into one row",
     "PagedAttention": "it reads a cache of pages",
     "QAttention": "it packs quantised q, k and v",
     "SparseAttention": "it leaves out blocks of keys",
 }
-_LOWERED = ("GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding")
+_LOWERED: dict[str, Callable[[ir.Node, Insertion], ir.Value]] = {
+    "GroupQueryAttention": lower_group_query_attention,
+    "MultiHeadAttention": lower_multi_head_attention,
+    "RotaryEmbedding": lower_rotary_embedding,
+}
 
 
 def lower(model: ir.Model) -> None:
@@ -55,7 +60,8 @@ def lower(model: ir.Model) -> None:
     taken = names_of(graph)
     for node in found:
         if node.op_type in _LOWERED:
-            _lower_node(node, Insertion(graph=graph, before=node, taken=taken))
+            at = Insertion(graph=graph, before=node, taken=taken)
+            at.replace(_LOWERED[node.op_type](node, at))
     cancel_layouts(graph)
     if any(node.domain == SOURCE_DOMAIN for node in graph):
         graph.opset_imports[SOURCE_DOMAIN] = 1
@@ -63,38 +69,12 @@ def lower(model: ir.Model) -> None:
 
 
 def _check(node: ir.Node, graph: ir.Graph) -> None:
-    inner = node.op_type in _LOWERED and node.graph is not graph
-    if node.op_type in _REFUSED and (node.op_type not in _LOWERED or inner):
-        reason = _REFUSED[node.op_type]
-    elif inner:
+    reason = _REFUSED.get(node.op_type)
+    if node.op_type in _LOWERED and node.graph is not graph:
         reason = "it stands in a branch of the graph"
-    else:
-        return
-    raise UserError(
-        f"{node.op_type} ({node.outputs[0].name}) of com.microsoft cannot be rewritten: {reason}; "
-        "export the model with GroupQueryAttention, MultiHeadAttention or plain operators"
-    )
-
-
-def _lower_node(node: ir.Node, at: Insertion) -> None:
-    if node.op_type == "RotaryEmbedding":
-        new = lower_rotary_embedding(node, at, own_positions(at.graph))
-    elif node.op_type == "GroupQueryAttention":
-        new = lower_group_query_attention(node, at, own_positions(at.graph))
-    else:
-        new = lower_multi_head_attention(node, at)
-    at.replace(new)
-
-
-def own_positions(graph: ir.Graph) -> ir.Value:
-    """The graph input `position_ids` [B,S], added where the graph has none."""
-    for value in graph.inputs:
-        if value.name == "position_ids":
-            return value
-    ids = next((value for value in graph.inputs if value.name == "input_ids"), None)
-    shape = ids.shape if ids is not None and ids.shape is not None else ["batch", "tokens"]
-    positions = ir.Value(
-        name="position_ids", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64)
-    )
-    graph.inputs.append(positions)
-    return positions
+    if reason is not None:
+        raise UserError(
+            f"{node.op_type} ({node.outputs[0].name}) of com.microsoft cannot be rewritten: "
+            f"{reason}; export the model with GroupQueryAttention, MultiHeadAttention or plain "
+            "operators"
+        )

@@ -36,11 +36,8 @@ class Rotation:
         )
 
 
-def lower_rotary_embedding(node: ir.Node, at: Insertion, own_positions: ir.Value) -> ir.Value:
-    """The rotated tensor in the layout of the node's input, [B,S,H·D] or [B,H,S,D].
-
-    `own_positions` [B,S] are those of the tokens, which an offset of the first one stands for.
-    """
+def lower_rotary_embedding(node: ir.Node, at: Insertion) -> ir.Value:
+    """The rotated tensor in the layout of the node's input, [B,S,H·D] or [B,H,S,D]."""
     contrib = ContribNode(node, INPUTS)
     if contrib.integer("is_packed_batching"):
         contrib.refuse("is_packed_batching", 1, "sequences in one row; export without packing")
@@ -49,7 +46,7 @@ def lower_rotary_embedding(node: ir.Node, at: Insertion, own_positions: ir.Value
         contrib.refuse("scale", scale, "kernels disagree on it; export the model with scale 1")
     x = contrib.required("input")
     rotation = Rotation(
-        positions=_positions(contrib, own_positions),
+        positions=_positions(contrib, at.graph),
         cos=contrib.required("cos_cache"),
         sin=contrib.required("sin_cache"),
         columns=cache_columns(contrib),
@@ -59,6 +56,20 @@ def lower_rotary_embedding(node: ir.Node, at: Insertion, own_positions: ir.Value
         return rotation.apply(x, at)
     heads, head_dim = _heads(contrib, x, rotation.columns)
     return at.join_heads(rotation.apply(at.split_heads(x, heads, head_dim), at))
+
+
+def own_positions(graph: ir.Graph) -> ir.Value:
+    """The graph input `position_ids` [B,S], added where the graph has none."""
+    for value in graph.inputs:
+        if value.name == "position_ids":
+            return value
+    ids = next((value for value in graph.inputs if value.name == "input_ids"), None)
+    shape = ids.shape if ids is not None and ids.shape is not None else ["batch", "tokens"]
+    positions = ir.Value(
+        name="position_ids", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64)
+    )
+    graph.inputs.append(positions)
+    return positions
 
 
 def cache_columns(contrib: ContribNode) -> int:
@@ -103,7 +114,7 @@ def _heads(contrib: ContribNode, x: ir.Value, columns: int) -> tuple[int, int]:
     return hidden // head_dim, head_dim
 
 
-def _positions(contrib: ContribNode, own: ir.Value) -> ir.Value:
+def _positions(contrib: ContribNode, graph: ir.Graph) -> ir.Value:
     """position_ids [B,S]; an offset [1] of the first token counts up to the tokens' own."""
     positions = contrib.required("position_ids")
     if positions.shape is None or len(positions.shape) == 2:
@@ -111,4 +122,4 @@ def _positions(contrib: ContribNode, own: ir.Value) -> ir.Value:
     offset = constant(positions)
     if offset is not None and np.any(offset):
         contrib.refuse("position_ids", offset.tolist(), "positions that do not begin at 0")
-    return own
+    return own_positions(graph)

@@ -32,14 +32,28 @@ def _turns_heads(node: ir.Node) -> bool:
 
 def _is_undone(joined: ir.Node, apart: ir.Node) -> bool:
     """Whether [B,S,H,D] → [B,S,H·D] → [B,S,H',D'] ends with the heads it began with."""
-    before, after = joined.inputs[0], apart.outputs[0]
-    if before is None or before.shape is None or after.shape is None:
+    before = joined.inputs[0]
+    if before is None or before.shape is None or len(before.shape) != 4:
         return False
-    if len(before.shape) != 4 or len(after.shape) != 4:
+    heads, head_dim = before.shape[2:]
+    if not isinstance(heads, int) or not isinstance(head_dim, int):
         return False
-    heads = [shape[2:] for shape in (before.shape, after.shape)]
-    static = all(isinstance(size, int) for size in heads[0])
-    return static and heads[0] == heads[1] and all(map(_keeps_rows, (joined, apart)))
+    return _heads_of(apart, heads * head_dim) == (heads, head_dim) and all(
+        map(_keeps_rows, (joined, apart))
+    )
+
+
+def _heads_of(apart: ir.Node, width: int) -> tuple[int, int] | None:
+    """H and D that a Reshape of [B,S,H·D] makes, from its result's shape or its target."""
+    shape, target = apart.outputs[0].shape, constant(apart.inputs[1])
+    if target is not None and target.size == 4 and target[2:].all():
+        heads, head_dim = (int(size) for size in target[2:])
+        heads = width // head_dim if heads == -1 else heads
+        return heads, width // heads if head_dim == -1 else head_dim
+    if shape is None or len(shape) != 4:
+        return None
+    known = [size for size in shape[2:] if isinstance(size, int)]
+    return (known[0], known[1]) if len(known) == 2 else None
 
 
 def _keeps_rows(reshape: ir.Node) -> bool:

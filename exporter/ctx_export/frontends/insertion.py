@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 HEADS_FIRST = [0, 2, 1, 3]  # [B,S,H,D] to [B,H,S,D] and back
 Dimension = int | ir.SymbolicDim | None
+Dimensions = ir.Shape | Sequence[Dimension]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class Insertion:
         self,
         op_type: str,
         inputs: Sequence[ir.Value | None],
-        shape: Sequence[Dimension] | None,
+        shape: Dimensions | None,
         *,
         domain: str = "",
         **attributes: Any,
@@ -40,7 +41,7 @@ class Insertion:
         self,
         op_type: str,
         inputs: Sequence[ir.Value | None],
-        shapes: Sequence[Sequence[Dimension] | None],
+        shapes: Sequence[Dimensions | None],
         *,
         domain: str = "",
         **attributes: Any,
@@ -51,30 +52,29 @@ class Insertion:
             op_type, list(inputs), given or None, domain=domain, num_outputs=len(shapes)
         )
         self.graph.insert_before(self.before, node)
-        first = inputs[0]
+        first, stem = inputs[0], f"{self.before.outputs[0].name}/{op_type}"
         for index, (value, shape) in enumerate(zip(node.outputs, shapes, strict=True)):
-            value.name = self._free_name(f"{op_type}.{index}" if index else op_type)
+            value.name = self._free_name(f"{stem}.{index}" if index else stem)
             value.shape = ir.Shape(shape) if shape is not None else None
             value.type = first.type if first is not None else None
         return list(node.outputs)
 
     def constant(self, array: NDArray[Any], name: str) -> ir.Value:
-        """An initializer that holds `array`; equal integers of one name are stored once."""
+        """An initializer that holds `array`, one for all that are called `name` and equal."""
         held = self.graph.initializers.get(name)
         if held is not None and held.const_value is not None:
             same = held.const_value.numpy()
             if same.dtype == array.dtype and np.array_equal(same, array):
                 return held
-            name = self._free_name(name)
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(
-            name=name,
-            const_value=tensor,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-        )
-        self.graph.register_initializer(value)
-        return value
+        return self._register(ir.tensor(array), name)
+
+    def initializer(self, tensor: ir.TensorProtocol, suffix: str) -> ir.Value:
+        """An initializer of this node's own."""
+        return self._register(tensor, f"{self.before.outputs[0].name}/{suffix}")
+
+    def scalar(self, number: float, dtype: ir.DataType) -> ir.Value:
+        """A number of the type `dtype`."""
+        return self.constant(np.asarray(number, dtype.numpy()), f"number.{number}.{dtype.name}")
 
     def integers(self, numbers: Sequence[int]) -> ir.Value:
         """An int64 vector, one initializer for all that are equal."""
@@ -86,18 +86,14 @@ class Insertion:
         batch, tokens = leading(value)
         shape = self.integers([0, 0, heads, head_dim])
         apart = self.op("Reshape", [value, shape], [batch, tokens, heads, head_dim])
-        return self.op(
-            "Transpose", [apart], [batch, heads, tokens, head_dim], perm=HEADS_FIRST
-        )
+        return self.op("Transpose", [apart], [batch, heads, tokens, head_dim], perm=HEADS_FIRST)
 
     def join_heads(self, value: ir.Value) -> ir.Value:
         """[B,H,S,D] as [B,S,H·D]."""
         assert value.shape is not None
         batch, heads, tokens, head_dim = value.shape
         assert isinstance(heads, int) and isinstance(head_dim, int)
-        turned = self.op(
-            "Transpose", [value], [batch, tokens, heads, head_dim], perm=HEADS_FIRST
-        )
+        turned = self.op("Transpose", [value], [batch, tokens, heads, head_dim], perm=HEADS_FIRST)
         shape = self.integers([0, 0, heads * head_dim])
         return self.op("Reshape", [turned, shape], [batch, tokens, heads * head_dim])
 
@@ -108,11 +104,22 @@ class Insertion:
         self.graph.remove(self.before, safe=True)
         new.name = old.name
 
-    def _free_name(self, suffix: str) -> str:
-        stem = f"{self.before.outputs[0].name}/{suffix}"
-        name, count = stem, 1
+    def _register(self, tensor: ir.TensorProtocol, wanted: str) -> ir.Value:
+        name = self._free_name(wanted)
+        tensor.name = name
+        value = ir.Value(
+            name=name,
+            const_value=tensor,
+            shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(tensor.dtype),
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def _free_name(self, wanted: str) -> str:
+        name, count = wanted, 1
         while name in self.taken:
-            name, count = f"{stem}_{count}", count + 1
+            name, count = f"{wanted}_{count}", count + 1
         self.taken.add(name)
         return name
 

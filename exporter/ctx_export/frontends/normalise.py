@@ -4,7 +4,6 @@ inputs and output named and typed like a traced decoder's. Weights are neither r
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,10 @@ import onnx_ir.passes.common as common_passes
 from ctx_export.core.errors import UserError
 from ctx_export.frontends.onnx_interface import INPUT_IDS, LOGITS, POSITION_IDS
 from ctx_export.ops.builder import OPSET
-from ctx_export.patterns.match import constant
+from ctx_export.passes.folding import MOST_ELEMENTS, may_fold
+from ctx_export.passes.shapes import settle_shapes
 
 SMALL_BYTES = 1024  # constants up to here are read and folded, larger ones are weights
-_MOST_ELEMENTS = 1 << 16  # of a folded constant
 _KNOWN_DOMAINS = ("", "com.microsoft")
 # onnxruntime's own operators that stand in the standard domain.
 _UNLISTED = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
@@ -160,34 +159,19 @@ def _optimise(model: ir.Model) -> None:
     for name in weights:
         graph.initializers[name].const_value = None
     onnxscript.optimizer.optimize_ir(
-        model, output_size_limit=_MOST_ELEMENTS, should_fold=_may_fold
+        model, output_size_limit=MOST_ELEMENTS, should_fold=may_fold
     )
+    graph.outputs[0].shape = _logits_shape(graph.outputs[0])
+    settle_shapes(model)
     for name, value in graph.initializers.items():
         if value.const_value is None:
             value.const_value = weights[name]
 
 
-def _may_fold(node: ir.Node) -> bool | None:
-    """False where the result may be far larger than what it is made from; None: by size."""
-    if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range"):
-        return None if _result_elements(node) <= _MOST_ELEMENTS else False
-    if node.op_type in ("Pad", "Resize", "OneHot", "EyeLike", "CenterCropPad", "Upsample", "Col2Im"):
-        return False
-    return None
-
-
-def _result_elements(node: ir.Node) -> float:
-    """Elements of what the operators above make, infinite where that cannot be told."""
-    values = [constant(value) for value in node.inputs]
-    if any(value is None for value in values):
-        return math.inf
-    numbers = [np.asarray(value, np.float64) for value in values]
-    if node.op_type == "Range":
-        start, limit, step = (float(n.reshape(-1)[0]) for n in numbers)
-        return abs((limit - start) / step) if step else math.inf
-    if node.op_type == "ConstantOfShape":
-        return float(np.prod(numbers[0]))
-    return max(float(numbers[0].size), 1.0) * float(np.prod(numbers[1]))
+def _logits_shape(logits: ir.Value) -> ir.Shape:
+    """[batch, tokens, vocabulary]: exporters leave the first two without their names."""
+    vocab = logits.shape[-1] if logits.shape is not None and len(logits.shape) == 3 else "vocab"
+    return ir.Shape(("batch", "tokens", vocab if isinstance(vocab, int) else "vocab"))
 
 
 def _type_inputs(path: Path, graph: ir.Graph) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import onnx_ir as ir
 
 
-
 def drop_cache(graph: ir.Graph) -> None:
     """Remove the outputs `present…`, and Concat(past, new) where past is an input of four dims.
 
@@ -27,7 +26,7 @@ def _appended(node: ir.Node) -> ir.Value | None:
         return None
     past, new = node.inputs
     along_tokens = node.attributes.get_int("axis") in (2, -2)
-    is_past = past is not None and past.is_graph_input() and past.shape is not None
-    if not (is_past and along_tokens and "past" in (past.name or "")):
+    if past is None or past.shape is None or not past.is_graph_input():
         return None
-    return new if len(past.shape) == 4 else None
+    is_past = "past" in (past.name or "") and len(past.shape) == 4
+    return new if is_past and along_tokens else None

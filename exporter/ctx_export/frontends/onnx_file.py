@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -46,13 +46,13 @@ def read(path: Path, reference: str | None = None, original_context: int | None 
     checkpoint = _reference(path, reference)
     graph = read_graph(path)
     beside = Beside.of(path, checkpoint)
-    spec = file_spec(graph.model.graph, beside, original_context)
+    spec, tables = file_spec(graph.model.graph, beside, original_context)
     return Source(
         model=graph.model,
         spec=spec,
         precision=spec.precision,
         checkpoint=checkpoint,
-        file=graph.file,
+        file=replace(graph.file, tables=tables),
     )
 
 

@@ -15,9 +15,10 @@ from ctx_export.core.errors import UserError
 from ctx_export.core.model_spec import ModelSpec
 from ctx_export.core.rope_settings import RopeSettings
 from ctx_export.frontends.checkpoint import Checkpoint, model_spec, read_config
-from ctx_export.frontends.onnx_tables import check_tables, plain_base
+from ctx_export.frontends.onnx_tables import exact_tables, plain_base
 from ctx_export.frontends.refusals import check_supported
 from ctx_export.passes.locate import Site, find_sites
+from ctx_export.scaling.base import FrequencyTable
 
 GENAI_NAME, CONFIG_NAME = "genai_config.json", "config.json"
 _PRECISIONS = {
@@ -50,24 +51,28 @@ class Beside:
         return cls(path=path, config=config, config_name=str(own), genai=genai)
 
 
-def file_spec(graph: ir.Graph, beside: Beside, original_context: int | None = None) -> ModelSpec:
-    """The spec of a normalised graph; raises UserError where nothing states a fact that is needed,
-    or the graph rotates otherwise than its config says."""
+def file_spec(
+    graph: ir.Graph, beside: Beside, original_context: int | None = None
+) -> tuple[ModelSpec, tuple[FrequencyTable | None, ...]]:
+    """The spec of a normalised graph and what each layer rotates by, None where that follows the
+    length; raises UserError where nothing states a fact that is needed, or the graph rotates
+    otherwise than its config says."""
     sites = find_sites(graph)
     if not sites:
         raise UserError(f"{beside.path} has no attention: it is no decoder that can be exported")
     precision = _precision(beside.path, sites)
     if beside.config is None:
-        return _spec_of_graph(graph, sites, beside, original_context)
+        spec = _spec_of_graph(graph, sites, beside, original_context)
+        return spec, exact_tables(sites, spec, str(beside.path))
     spec = model_spec(beside.config, precision)
     if spec.layers != len(sites):
         raise UserError(
             f"{beside.path} has {len(sites)} attentions, {beside.config_name} states "
             f"{spec.layers} layers: they are not of one model"
         )
-    check_tables(sites, spec, beside.config_name)
+    tables = exact_tables(sites, spec, beside.config_name)
     vocab = _vocab(graph)
-    return spec if vocab is None else replace(spec, vocab=vocab)
+    return (spec if vocab is None else replace(spec, vocab=vocab)), tables
 
 
 def _precision(path: Path, sites: Sequence[Site]) -> str:
@@ -92,8 +97,7 @@ def _spec_of_graph(
     if not turning:
         raise UserError(f"{beside.path}: no layer rotates its keys: there is nothing to scale")
     farthest = [i for i in turning if not sites[i].window] or turning
-    attention = sites[0].attention
-    heads, head_dim = _size(attention.q, 1, beside.path), _size(attention.q, 3, beside.path)
+    heads, kv_heads, head_dim = sites[farthest[0]].sizes
     vocab = _vocab(graph)
     if vocab is None:
         raise UserError(
@@ -104,7 +108,7 @@ def _spec_of_graph(
         family=str(model.get("type") or "onnx"),
         layers=len(sites),
         heads=heads,
-        kv_heads=_size(attention.k, 2 if attention.key_transposed else 1, beside.path),
+        kv_heads=kv_heads,
         head_dim=head_dim,
         vocab=vocab,
         hidden=heads * head_dim,
@@ -122,7 +126,6 @@ def _rope(site: Site, precision: str, path: Path) -> RopeSettings:
     """A layer's position settings from the table that it rotates by, which must be a plain one."""
     if not site.query.rotary_dim:
         return RopeSettings(method="none", theta=10000.0, rotates=False)
-    head_dim = _size(site.attention.q, 3, path)
     base = None if site.query.table is None else plain_base(site.query.table, precision)
     if base is None:
         raise UserError(
@@ -130,7 +133,7 @@ def _rope(site: Site, precision: str, path: Path) -> RopeSettings:
             "scaled, or searched; give --reference with the checkpoint that the file was made "
             "from, whose config.json says what it is"
         )
-    share = site.query.rotary_dim / head_dim
+    share = site.query.rotary_dim / site.sizes[2]
     return RopeSettings(method="none", theta=base, partial_rotary_factor=share)
 
 
@@ -167,16 +170,6 @@ def _vocab(graph: ir.Graph) -> int | None:
     shape = graph.outputs[0].shape
     size = shape[-1] if shape is not None and len(shape) == 3 else None
     return size if isinstance(size, int) else None
-
-
-def _size(value: ir.Value, axis: int, path: Path) -> int:
-    size = value.shape[axis] if value.shape is not None and len(value.shape) == 4 else None
-    if not isinstance(size, int):
-        raise UserError(
-            f"{path}: {value.name} has shape {value.shape}: numbers of heads and dims are needed; "
-            "give --reference with the checkpoint that the file was made from"
-        )
-    return size
 
 
 def _one_id(value: Any) -> int | None:

@@ -12,6 +12,7 @@ from ctx_export.core.errors import UserError
 from ctx_export.core.model_spec import ModelSpec
 from ctx_export.core.rope_settings import RopeSettings
 from ctx_export.scaling import resolve
+from ctx_export.scaling.base import FrequencyTable
 
 if TYPE_CHECKING:
     from ctx_export.passes.locate import Site
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # What a recovered frequency or multiplier may differ from the one that a graph was made with,
 # relative: its cosines are rounded to the type, its frequencies to float32 by who made it.
 RELATIVE = {"fp32": 2e-5, "fp16": 2e-3, "bf16": 2e-2}
+_ABSOLUTE = {"fp32": 1e-12, "fp16": 1e-7, "bf16": 1e-12}  # float16 ends at 6e-8
 _LEAST_BASE, _MOST_BASE = 10.0, 1e9
 
 
@@ -47,47 +49,55 @@ def agrees(
     limit = RELATIVE[precision]
     if len(table.inv_freq) != len(inv_freq):
         return False
-    near = np.abs(table.inv_freq - inv_freq) <= limit * np.abs(inv_freq)
+    near = np.abs(table.inv_freq - inv_freq) <= limit * np.abs(inv_freq) + _ABSOLUTE[precision]
     return bool(near.all()) and abs(table.multiplier - multiplier) <= limit * multiplier
 
 
-def check_tables(sites: Sequence[Site], spec: ModelSpec, config_name: str) -> None:
-    """Raise UserError where a layer of the graph rotates otherwise than the config says.
+def exact_tables(
+    sites: Sequence[Site], spec: ModelSpec, config_name: str
+) -> tuple[FrequencyTable | None, ...]:
+    """What every layer of the graph rotates by, in the exact numbers of the settings of `spec`.
 
-    A layer whose table was not recovered follows the length, and is left to the config.
+    None for a layer whose table was not recovered: it follows the length, and is left to the
+    config. Raises UserError where a layer rotates otherwise than the config says.
     """
+    made: dict[str, FrequencyTable] = {}
+    found: list[FrequencyTable | None] = []
     for site in sites:
         rope, table = spec.rope_of(site.layer), site.query.table
         if table is None or not rope.rotates or not site.query.rotary_dim:
+            found.append(None)
             continue
         choices = _tables(spec, rope)
-        if not any(agrees(table, *choice, spec.precision) for choice in choices):
+        exact = [c for c in choices if agrees(table, c.inv_freq, c.multiplier, spec.precision)]
+        if not exact:
             raise _disagree(site, spec, choices[0], config_name)
+        found.append(made.setdefault(repr((exact[0].inv_freq, exact[0].multiplier)), exact[0]))
+    return tuple(found)
 
 
-def _tables(spec: ModelSpec, rope: RopeSettings) -> list[tuple[NDArray[np.float64], float]]:
+def _tables(spec: ModelSpec, rope: RopeSettings) -> list[FrequencyTable]:
     """The tables that a graph of these settings may hold: of a method that follows the length, one
     within the trained context or one at its full length."""
     shape = spec.rotary_shape(rope=rope)
     full = max(spec.max_position_embeddings, shape.original_context)
     made = resolve(rope.method, shape, full, None, rope.parameters, where="rope_scaling")
-    found = [(made.table.inv_freq, made.table.multiplier)]
-    if made.length_table is not None:
-        tables = [made.length_table.at(length) for length in (1, full)]
-        found += [(np.asarray(inv_freq, np.float64), m) for inv_freq, m in tables]
-    return found
+    if made.length_table is None:
+        return [made.table]
+    tables = [made.length_table.at(length) for length in (1, full)]
+    return [FrequencyTable(inv_freq=inv_freq, multiplier=m) for inv_freq, m in tables]
 
 
 def _disagree(
-    site: Site, spec: ModelSpec, expected: tuple[NDArray[np.float64], float], config_name: str
+    site: Site, spec: ModelSpec, expected: FrequencyTable, config_name: str
 ) -> UserError:
     rope, table = spec.rope_of(site.layer), site.query.table
     assert table is not None
     kind = "plain rotation" if rope.method == "none" else f"{rope.method} scaling"
     start = f"layer {site.layer} rotates by another table than {config_name} stands for ({kind}): "
-    if len(table.inv_freq) != len(expected[0]):
+    if len(table.inv_freq) != len(expected.inv_freq):
         return UserError(
-            f"{start}{2 * len(table.inv_freq)} dims in the file, {2 * len(expected[0])} by the "
+            f"{start}{2 * len(table.inv_freq)} dims in the file, {2 * len(expected.inv_freq)} by the "
             "config; check partial_rotary_factor there, or give the file's own checkpoint as "
             "--reference"
         )
@@ -108,13 +118,13 @@ def _near(base: float, theta: float) -> bool:
     return abs(base - theta) <= 1e-3 * theta
 
 
-def _difference(table: RotaryTable, expected: tuple[NDArray[np.float64], float]) -> str:
+def _difference(table: RotaryTable, expected: FrequencyTable) -> str:
     """The frequency that differs most, or the multiplier."""
-    ratio = np.abs(table.inv_freq / np.where(expected[0] == 0, 1, expected[0]) - 1)
+    ratio = np.abs(table.inv_freq / np.where(expected.inv_freq == 0, 1, expected.inv_freq) - 1)
     worst = int(np.argmax(ratio))
-    if ratio[worst] >= abs(table.multiplier / expected[1] - 1):
+    if ratio[worst] >= abs(table.multiplier / expected.multiplier - 1):
         return (
             f"frequency {worst} is {table.inv_freq[worst]:.7g} in the file and "
-            f"{expected[0][worst]:.7g} by the config"
+            f"{expected.inv_freq[worst]:.7g} by the config"
         )
-    return f"the multiplier is {table.multiplier:.7g} in the file, {expected[1]:.7g} by the config"
+    return f"the multiplier is {table.multiplier:.7g} in the file, {expected.multiplier:.7g} by the config"

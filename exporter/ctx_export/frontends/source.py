@@ -12,16 +12,19 @@ import onnx_ir as ir
 from ctx_export.core.model_spec import ModelSpec
 from ctx_export.frontends.checkpoint import Checkpoint
 from ctx_export.frontends.shards import Tensor
+from ctx_export.scaling.base import FrequencyTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxFile:
-    """The file that a source was read from. `quantised`: its weights are not PyTorch's numbers."""
+    """The file that a source was read from. `quantised`: its weights are not PyTorch's numbers.
+    `tables`: what each layer rotates by, None where that follows the length."""
 
     path: Path
     producer: str
     opset: int
     quantised: bool
+    tables: tuple[FrequencyTable | None, ...] = ()
 
     def to_json(self, reference: Checkpoint | None) -> dict[str, Any]:
         """The manifest's `source` entry."""

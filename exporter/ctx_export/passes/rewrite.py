@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import BOUNDED, TensorInfo
-from ctx_export.core.plan import Plan, is_input
+from ctx_export.core.plan import Plan
 from ctx_export.ops.attention import AttentionVariant, sink_window_attention
 from ctx_export.ops.frequencies import rotary_frequencies
 from ctx_export.ops.rotary import scaled_rotary_embedding
 from ctx_export.ops.spec import DOMAIN, OPSET_VERSION, PLUGIN_ATTRIBUTES
 from ctx_export.passes.fuse import fuse
+from ctx_export.passes.interface import clean, project_chosen_rows, set_interface
 from ctx_export.passes.locate import Site, locate
-from ctx_export.patterns.match import describe
-from ctx_export.patterns.rotary import HEADS_FIRST
+from ctx_export.patterns.region import Region
+from ctx_export.patterns.rotary import HEADS_FIRST, RotaryMatch
 from ctx_export.scaling.base import FrequencyTable
 
 _DTYPES = {
@@ -31,8 +31,6 @@ _DTYPES = {
     "float8e4m3fn": ir.DataType.FLOAT8E4M3FN,
     "int8": ir.DataType.INT8,
 }
-# Elementwise operators that may stand between the vocabulary projection and the logits.
-_AFTER_PROJECTION = ("Cast", "Mul", "Div", "Tanh", "Add", "Identity")
 
 
 def rewrite(model: ir.Model, plan: Plan) -> None:
@@ -45,13 +43,13 @@ def rewrite(model: ir.Model, plan: Plan) -> None:
     sites = locate(graph, plan.spec)
     _check_rotation(sites, plan)
     values = {tensor.name: _value(tensor) for tensor in plan.io}
-    _project_chosen_rows(graph, values["logit_rows"])
+    project_chosen_rows(graph, values["logit_rows"])
     shared = _shared_inputs(graph, plan, values)
     variant = _variant(sites, plan)
     for site in sites:
         _replace_site(graph, SiteInputs(site, plan, values, shared, variant))
     variant = fuse(graph, variant)
-    _set_interface(graph, plan, values)
+    set_interface(graph, plan, values)
     model.functions.clear()
     for function in (
         scaled_rotary_embedding(),
@@ -60,7 +58,7 @@ def rewrite(model: ir.Model, plan: Plan) -> None:
     ):
         model.functions[function.identifier()] = function
     graph.opset_imports[DOMAIN] = OPSET_VERSION
-    _clean(model)
+    clean(model, plan)
     model.ir_version = 10
     model.producer_name = "ctx-export"
 
@@ -258,7 +256,11 @@ def _replace_site(graph: ir.Graph, inputs: SiteInputs) -> None:
     site, plan = inputs.site, inputs.plan
     cache, old = plan.caches[site.layer], site.attention.y.producer()
     assert old is not None
-    nodes, (asked, key) = _heads_first(site)
+    nodes: list[ir.Node] = []
+    asked, key, value = (
+        _heads_first(nodes, part, f"ctx.layer{site.layer}.{name}")
+        for name, part in (("query", site.query), ("key", site.key), ("value", site.value))
+    )
     query = inputs.rotated("query", asked, "positions")
     nodes.append(query)
     if plan.length_table is None:
@@ -274,44 +276,47 @@ def _replace_site(graph: ir.Graph, inputs: SiteInputs) -> None:
         given["head_sink"] = _as_float(site, nodes)
     given |= _baked_scales(graph, plan, site.layer)
     optional = [given[name] for name in inputs.variant.optional]
-    nodes.append(_attention(inputs, [query.outputs[0], key, site.attention.v], optional))
+    nodes.append(_attention(inputs, [query.outputs[0], key, value], optional))
+    attended = nodes[-1].outputs[0]
+    if site.transposed:
+        attended = _swapped(nodes, attended, f"ctx.layer{site.layer}.attended_by_token")
     graph.insert_before(old, nodes)
-    ir.convenience.replace_all_uses_with(site.attention.y, nodes[-1].outputs[0])
+    ir.convenience.replace_all_uses_with(site.attention.y, attended)
 
 
-def _heads_first(site: Site) -> tuple[list[ir.Node], list[ir.Value]]:
-    """The query and the key before rotation as [B,H,S,D], and the nodes that make them so."""
-    nodes, values = [], []
-    for part, rotation in (("query", site.query), ("key", site.key)):
-        value = rotation.source
-        if rotation.transposed:
-            name = f"ctx.layer{site.layer}.{part}"
-            node = ir.node("Transpose", [value], {"perm": HEADS_FIRST}, name=f"{name}.transpose")
-            assert value.shape is not None
-            shape = ir.Shape([value.shape[axis] for axis in HEADS_FIRST])
-            made = node.outputs[0]
-            made.name, made.type, made.shape = name, value.type, shape
-            nodes.append(node)
-            value = made
-        values.append(value)
-    return nodes, values
+def _heads_first(nodes: list[ir.Node], part: RotaryMatch | Region, name: str) -> ir.Value:
+    """A source as [B,H,S,D]; what makes it so joins `nodes`."""
+    return _swapped(nodes, part.source, name) if part.transposed else part.source
+
+
+def _swapped(nodes: list[ir.Node], value: ir.Value, name: str) -> ir.Value:
+    """`value` with heads and tokens swapped; the node that does it joins `nodes`."""
+    node = ir.node("Transpose", [value], {"perm": HEADS_FIRST}, name=f"{name}.transpose")
+    assert value.shape is not None
+    made = node.outputs[0]
+    made.name, made.type = name, value.type
+    made.shape = ir.Shape([value.shape[axis] for axis in HEADS_FIRST])
+    nodes.append(node)
+    return made
 
 
 def _as_float(site: Site, nodes: list[ir.Node]) -> ir.Value:
-    """The learned logits of a site's heads in float32; what casts them joins `nodes`."""
+    """The learned logits of a site's heads [Hq] in float32; what makes them so joins `nodes`."""
     sink = site.attention.head_sink
     assert sink is not None
-    if sink.dtype is ir.DataType.FLOAT:
-        return sink
-    node = ir.node("Cast", [sink], {"to": ir.DataType.FLOAT})
-    made = node.outputs[0]
-    made.name, made.dtype, made.shape = (
-        f"ctx.layer{site.layer}.head_sink",
-        ir.DataType.FLOAT,
-        sink.shape,
-    )
-    nodes.append(node)
-    return made
+    heads = site.sizes[0]
+    if sink.dtype is not ir.DataType.FLOAT:
+        nodes.append(ir.node("Cast", [sink], {"to": ir.DataType.FLOAT}))
+        sink = nodes[-1].outputs[0]
+        sink.name, sink.dtype = f"ctx.layer{site.layer}.head_sink", ir.DataType.FLOAT
+        sink.shape = ir.Shape([heads])
+    if site.attention.head_sink is not None and len(site.attention.head_sink.shape or ()) != 1:
+        row = ir.node("Constant", [], {"value": ir.tensor(np.array([heads], np.int64))})
+        nodes += [row, ir.node("Reshape", [sink, row.outputs[0]])]
+        sink = nodes[-1].outputs[0]
+        sink.name, sink.dtype = f"ctx.layer{site.layer}.head_sinks", ir.DataType.FLOAT
+        sink.shape = ir.Shape([heads])
+    return sink
 
 
 def _attention(
@@ -345,74 +350,9 @@ def _attention(
         ],
         name=f"ctx.layer{layer}.attention",
     )
-    _like(node.outputs[0], site.attention.y, f"ctx.layer{layer}.attended")
+    _like(node.outputs[0], qkv[0], f"ctx.layer{layer}.attended")
     return node
 
 
 def _like(value: ir.Value, other: ir.Value, name: str) -> None:
     value.name, value.type, value.shape = name, other.type, other.shape
-
-
-def _project_chosen_rows(graph: ir.Graph, rows: ir.Value) -> None:
-    """Gather the rows named by `logit_rows` [B,R] before the vocabulary projection."""
-    value: ir.Value | None = graph.outputs[0]
-    while True:
-        node = value.producer() if value is not None else None
-        if node is None:
-            raise UserError(f"no vocabulary projection before {describe(graph.outputs[0])}")
-        if node.op_type in ("MatMul", "Gemm"):
-            break
-        if node.op_type not in _AFTER_PROJECTION:
-            raise UserError(f"the logits pass through {describe(value)}, which is not understood")
-        value = node.inputs[0]
-    hidden = node.inputs[0]
-    assert hidden is not None
-    tape = ir.tape.Tape()
-    axis = tape.op("Constant", [], {"value": ir.tensor(np.array([2], np.int64))})
-    index = tape.op("Unsqueeze", [rows, axis])
-    chosen = tape.op("GatherND", [hidden, index], {"batch_dims": 1})
-    chosen.type = hidden.type
-    graph.insert_before(node, tape.nodes)
-    node.replace_input_with(0, chosen)
-
-
-def _set_interface(graph: ir.Graph, plan: Plan, values: dict[str, ir.Value]) -> None:
-    """The package's inputs and outputs, in the order of the contract."""
-    by_name = {value.name: value for value in graph.inputs}
-    position_ids, logits = by_name["position_ids"], graph.outputs[0]
-    values["input_ids"] = by_name["input_ids"]
-    graph.outputs.clear()
-    logits.name = "logits"
-    values["logits"] = logits
-    logits.shape = ir.Shape(("batch", "rows", plan.spec.vocab))
-    graph.outputs.extend(values[t.name] for t in plan.io if not is_input(t))
-    graph.inputs.clear()
-    graph.inputs.extend(values[t.name] for t in plan.io if is_input(t))
-    graph.inputs.append(position_ids)  # dropped by _clean once nothing reads it
-    for use in list(position_ids.uses()):
-        if use.node.op_type == "Shape":  # the two inputs have one shape
-            use.node.replace_input_with(use.idx, values["input_ids"])
-
-
-def _clean(model: ir.Model) -> None:
-    """Remove what the old sites and the fusion leave behind: masks, cosines, expansions, rotations
-    and their function, unused constants."""
-    graph = model.graph
-    common_passes.RemoveUnusedNodesPass()(model)
-    called = {node.op_identifier() for node in graph}
-    for identifier in set(model.functions) - called:
-        del model.functions[identifier]
-    position_ids = graph.inputs[-1]
-    if position_ids.uses():
-        user = next(iter(position_ids.uses())).node
-        raise UserError(
-            f"positions are still read by {user.op_type} ({user.outputs[0].name}): this decoder "
-            "uses them for something other than rotation"
-        )
-    graph.inputs.remove(position_ids)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            graph.initializers.pop(name)
-    common_passes.LiftConstantsToInitializersPass()(model)
-    for node in graph:
-        node.metadata_props.clear()

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from ctx_export.passes.folding import MOST_ELEMENTS, may_fold
+
 _SIZES = ((2, 7, 5), (3, 11, 13))  # batch, new tokens, cached tokens
 
 
@@ -67,7 +69,9 @@ def _shapes_at(model: ir.Model, sizes: tuple[int, int, int]) -> Mapping[str, _Ty
         for value in node.outputs:
             value.shape = None
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    onnxscript.optimizer.optimize_ir(copy)
+    onnxscript.optimizer.optimize_ir(
+        copy, output_size_limit=MOST_ELEMENTS, should_fold=may_fold
+    )
     found: dict[str, _Typed] = {}
     for node in copy.graph:
         for value in node.outputs:

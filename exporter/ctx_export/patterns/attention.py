@@ -20,8 +20,8 @@ CAUSAL_ATTENTION = "CausalAttention"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionMatch:
     """q, k and v as the attention reads them: rotated, with cached tokens, repeated over grouped
-    heads; y [B,Hq,S,D] the result; head_sink [Hq] a learned logit per head. `window`: of an
-    operator that states one itself, else None."""
+    heads; y [B,Hq,S,D] the result; head_sink, Hq numbers of any rank, a learned logit per head.
+    `window`: of an operator that states one itself, else None."""
 
     node: ir.Node
     q: ir.Value

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ctx_export.patterns.attention import AttentionMatch
 from ctx_export.patterns.graph_view import GraphView, inputs_of
 from ctx_export.patterns.match import Miss, constant, describe, dimension
-from ctx_export.patterns.probe import Extent, ProbeError, run
+from ctx_export.patterns.probe import Extent, ProbeError, run, stand_in
 from ctx_export.patterns.region import Region
 
 _TOKENS = 9
@@ -46,10 +46,11 @@ class Behaviour:
 def observe(view: GraphView, match: AttentionMatch, sources: Sources) -> Behaviour | Miss:
     """What the attention `match` does with its `sources`; a Miss where that is not causal
     attention."""
-    subject = _Subject(view, match, sources)
     try:
-        subject.check()
-        window = _window(subject.visible())
+        subject = _Subject(view, match, sources)
+        visible = subject.visible()
+        window = _window(visible)
+        subject.check(visible)
         if window == 0:
             window = _wider_window(subject)
     except ProbeError as error:
@@ -86,9 +87,7 @@ class _Subject:
         """The result [B,H,S,D], and the q and k that the scores are made of, as they are."""
         regions = (self._sources.q, self._sources.k, self._sources.v)
         feeds = {
-            region.source: np.ascontiguousarray(
-                part.swapaxes(1, 2) if region.transposed else part
-            )
+            region.source: np.ascontiguousarray(part.swapaxes(1, 2) if region.transposed else part)
             for region, part in zip(regions, parts, strict=True)
         }
         if len(feeds) != 3:
@@ -123,14 +122,13 @@ class _Subject:
         visible: NDArray[np.bool_] = seen[0]
         return visible
 
-    def check(self) -> None:
+    def check(self, visible: NDArray[np.bool_]) -> None:
         """Raise _Unlike where the result is not that of the numbers that `match` states."""
         generator = np.random.default_rng(0)
         parts = tuple(
             generator.standard_normal((2, heads, self.tokens, self._dim)).astype(np.float32)
             for heads in (self._heads, self._kv_heads, self._kv_heads)
         )
-        visible = self.visible()
         y, q, k = self._run(parts)  # type: ignore[arg-type]
         expected = self._attention(self._heads_first(q), self._heads_first(k), parts[2], visible)
         error = float(np.abs(y - expected).max() / np.abs(expected).max())
@@ -165,15 +163,11 @@ class _Subject:
         weights = np.where(visible, np.exp(scores), 0)
         total = weights.sum(-1, keepdims=True)
         if match.head_sink is not None:
-            sink = constant(match.head_sink)
-            if sink is None:  # its numbers are a weight's: any will do for what the probe gives
-                return self._unknown_sink(q)
+            held = constant(match.head_sink)
+            sink = stand_in(match.head_sink) if held is None else held
             total = total + np.exp(sink.astype(np.float64)).reshape(1, -1, 1, 1)
         result: NDArray[np.float64] = np.einsum("bhst,bhtd->bhsd", weights / total, wide)
         return result
-
-    def _unknown_sink(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
-        raise ProbeError(f"its learned logits {self._match.head_sink} have no data")
 
     def window_constants(self) -> Iterator[ir.Value]:
         """Whole numbers from the way to the result that might be a window."""

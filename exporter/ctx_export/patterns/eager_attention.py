@@ -17,7 +17,7 @@ _AFTER_SOFTMAX = frozenset(("Cast", "Slice", "Where", "Identity", "IsNaN", "Drop
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EagerMatch:
     """q and k, the factors of the scores without their scale; v that of the weights; y the result;
-    `head_sink` [H] a logit per head in the softmax that has no value."""
+    `head_sink`, H numbers of any rank: a logit per head in the softmax that has no value."""
 
     q: ir.Value
     k: ir.Value
@@ -94,9 +94,14 @@ def _without_sink(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | M
         if node.op_type not in ("Expand", "Reshape", "Unsqueeze", "Cast"):
             break
         sink = node.inputs[0]
-    if sink is None or sink.producer() is not None or sink.shape is None or len(sink.shape) != 1:
+    if sink is None or sink.producer() is not None or not _is_row(sink.shape):
         return value, _miss(value, 1, "what joins the logits is no learned logit per head")
     return uncast(joined.inputs[0]), sink
+
+
+def _is_row(shape: ir.Shape | None) -> bool:
+    """Whether a shape is that of one fixed number of elements in a row."""
+    return shape is not None and shape.is_static() and sum(s != 1 for s in shape.numpy()) <= 1
 
 
 class _Scores:

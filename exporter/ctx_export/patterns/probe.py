@@ -72,17 +72,13 @@ def run(
         results = session.run(None, cut.fed)
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         raise ProbeError(str(error).strip().splitlines()[0]) from None
-    return Probe(
-        values=tuple(np.asarray(result) for result in results), stand_ins=cut.stand_ins
-    )
+    return Probe(values=tuple(np.asarray(result) for result in results), stand_ins=cut.stand_ins)
 
 
 class _Cut:
     """The nodes between the fed values and the required ones, as they are collected."""
 
-    def __init__(
-        self, view: GraphView, feeds: Feeds, extent: Extent, constants: Feeds
-    ) -> None:
+    def __init__(self, view: GraphView, feeds: Feeds, extent: Extent, constants: Feeds) -> None:
         self._view, self._feeds, self._extent, self._constants = view, feeds, extent, constants
         self._nodes: dict[ir.Node, None] = {}  # in an order that can be run
         self._known: set[ir.Value] = set()
@@ -146,11 +142,8 @@ class _Cut:
             if tensor.nbytes > _LARGEST:
                 raise ProbeError(f"it reads the weight {value.name}")
             return _computed(tensor.numpy())
-        if value.shape is None or value.dtype is None or not value.shape.is_static():
-            raise ProbeError(f"it reads {value.name}, which has no data")
         self.stand_ins = True
-        count = int(np.prod(value.shape.numpy()))
-        return (1.0 / (2.0 + np.arange(count))).astype(np.float32).reshape(value.shape.numpy())
+        return stand_in(value)
 
     def model(self, outputs: Sequence[ir.Value]) -> onnx.ModelProto:
         import onnx
@@ -177,6 +170,14 @@ class _Cut:
                 onnx.helper.make_opsetid(domain, versions.get(domain, 1)) for domain in opsets
             ],
         )
+
+
+def stand_in(value: ir.Value) -> NDArray[np.float32]:
+    """Arbitrary numbers, all different, for a tensor whose data is elsewhere."""
+    if value.shape is None or not value.shape.is_static():
+        raise ProbeError(f"it reads {value.name}, which has no data")
+    sizes = value.shape.numpy()
+    return (1.0 / (2.0 + np.arange(np.prod(sizes)))).astype(np.float32).reshape(sizes)
 
 
 def _is_shape(node: ir.Node) -> bool:

@@ -171,6 +171,8 @@ def _table(matrices: Matrices, rotary_dim: int, interleaved: bool) -> RotaryTabl
     inv_freq = (steps @ angles) / (steps @ steps)
     if not np.allclose(angles, steps[:, None] * inv_freq, atol=100 * _EXACT):
         return "its angles do not grow in proportion to the position, from 0 at the first token"
+    if (inv_freq < 0).any():
+        return "it turns backwards, by a negative angle a token"
     return RotaryTable(inv_freq=inv_freq, multiplier=multiplier)
 
 

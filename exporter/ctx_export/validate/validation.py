@@ -70,6 +70,7 @@ def run(
     found = _engine(manifest, package)
     if need_engine:
         _check_engine(package, found)
+    judged = tolerance is not None or not _has_other_weights(manifest)
     rules = _rules(manifest, tolerance, found)
     memory = reference_memory(checkpoint)
     peers = _peers(rules, found)
@@ -93,6 +94,7 @@ def run(
         skipped=skipped,
         quantisation=_quantisation(manifest, compared),
         engine=section,
+        judged=judged,
         cache_bytes=package_cache_bytes(manifest),
         seconds=time.monotonic() - started,
         versions=_versions(),
@@ -133,6 +135,11 @@ def _checked(manifest: Manifest, reference: Path) -> Any:
                 f"{model[name]}: give the checkpoint that the package was made from"
             )
     return checkpoint
+
+
+def _has_other_weights(manifest: Manifest) -> bool:
+    """Whether the package's weights are an ONNX file's quantised ones, and PyTorch's are not."""
+    return manifest.source is not None and bool(manifest.source.get("quantised_weights"))
 
 
 def _quantisation(manifest: Manifest, compared: Compared) -> QuantisationSection | None:
