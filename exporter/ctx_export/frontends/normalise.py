@@ -19,6 +19,7 @@ from ctx_export.frontends.onnx_interface import INPUT_IDS, LOGITS, POSITION_IDS
 from ctx_export.ops.builder import OPSET
 from ctx_export.passes.folding import MOST_ELEMENTS, may_fold
 from ctx_export.passes.shapes import settle_shapes
+from ctx_export.passes.sizes import read_sizes_of_tokens
 
 SMALL_BYTES = 1024  # constants up to here are read and folded, larger ones are weights
 _KNOWN_DOMAINS = ("", "com.microsoft")
@@ -47,7 +48,6 @@ def normalised(path: Path, proto: onnx.ModelProto) -> ir.Model:
             model = ir.from_proto(proto)
             _name_standard_domain(model)
             common_passes.InlinePass()(model)
-            ir.external_data.set_base_dir(model.graph, str(path.parent.resolve()))
             _keep_logits_alone(model.graph)
             common_passes.RemoveUnusedNodesPass()(model)
             _check_operators(path, model)
@@ -148,8 +148,6 @@ def _convert(path: Path, model: ir.Model) -> None:
 
 def _optimise(model: ir.Model) -> None:
     """Fold constants and merge what is the same, with the weights out of reach."""
-    import onnxscript.optimizer
-
     graph = model.graph
     weights = {
         name: value.const_value
@@ -158,14 +156,22 @@ def _optimise(model: ir.Model) -> None:
     }
     for name in weights:
         graph.initializers[name].const_value = None
-    onnxscript.optimizer.optimize_ir(
-        model, output_size_limit=MOST_ELEMENTS, should_fold=may_fold
-    )
+    _fold(model)
     graph.outputs[0].shape = _logits_shape(graph.outputs[0])
+    settle_shapes(model)
+    ids = next(value for value in graph.inputs if value.name == INPUT_IDS)
+    read_sizes_of_tokens(graph, ids)
+    _fold(model)
     settle_shapes(model)
     for name, value in graph.initializers.items():
         if value.const_value is None:
             value.const_value = weights[name]
+
+
+def _fold(model: ir.Model) -> None:
+    import onnxscript.optimizer
+
+    onnxscript.optimizer.optimize_ir(model, output_size_limit=MOST_ELEMENTS, should_fold=may_fold)
 
 
 def _logits_shape(logits: ir.Value) -> ir.Shape:

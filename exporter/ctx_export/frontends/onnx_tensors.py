@@ -74,7 +74,8 @@ def byte_count(tensor: onnx.TensorProto) -> int:
 
 
 def fill_external(path: Path, tensor: onnx.TensorProto) -> None:
-    """State offset and length of external data, after checking that a file beside `path` has them.
+    """State the full path, offset and length of external data, after checking that a file beside
+    `path` has them.
 
     Raises UserError for a location outside the model's directory, a missing file, or a range that
     is not in it or not the tensor's.
@@ -99,7 +100,7 @@ def fill_external(path: Path, tensor: onnx.TensorProto) -> None:
             f"which has {size}: the data file is truncated or another model's; {_AGAIN}"
         )
     del tensor.external_data[:]
-    for key, value in (("location", entries["location"]), ("offset", offset), ("length", length)):
+    for key, value in (("location", data.resolve()), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
 
 

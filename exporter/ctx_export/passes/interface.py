@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.plan import Plan, is_input
+from ctx_export.passes.sizes import read_sizes_of_tokens
 from ctx_export.patterns.match import constant, describe, producer
 
 # Operators that may stand between the vocabulary projection and the logits: they work row by row.
@@ -150,62 +149,8 @@ def set_interface(graph: ir.Graph, plan: Plan, values: dict[str, ir.Value]) -> N
     graph.outputs.extend(values[t.name] for t in plan.io if not is_input(t))
     graph.inputs.clear()
     graph.inputs.extend(values[t.name] for t in plan.io if is_input(t))
-    left = [value for name, value in old.items() if name != "input_ids"]
-    graph.inputs.extend(left)
-    for value in left:
-        _read_sizes_elsewhere(graph, value, values["input_ids"])
-
-
-def _read_sizes_elsewhere(graph: ir.Graph, value: ir.Value, input_ids: ir.Value) -> None:
-    """Batch and tokens, where they are read from the shape of `value`, from that of input_ids.
-
-    Sizes that input_ids does not have, such as the length of a cache, stay as they are read.
-    """
-    if value.shape is None:
-        return
-    sizes = [str(size) for size in value.shape]
-    for use in list(value.uses()):
-        shape = use.node
-        if shape.op_type != "Shape" or shape.domain != "":
-            continue
-        if sizes == ["batch", "tokens"]:
-            shape.replace_input_with(0, input_ids)
-        elif all(size in ("batch", "tokens") or size.isdigit() for size in _asked(shape, sizes)):
-            _compose(graph, shape, sizes, input_ids)
-
-
-def _asked(shape: ir.Node, sizes: Sequence[str]) -> list[str]:
-    """The sizes that are read from a Shape node: those of its range, or what Gathers pick."""
-    picked: list[str] = []
-    start = shape.attributes.get_int("start", 0) or 0
-    end = shape.attributes.get_int("end", len(sizes))
-    ranged = list(sizes)[start:end]
-    for use in shape.outputs[0].uses():
-        index = constant(use.node.inputs[1]) if use.node.op_type == "Gather" else None
-        if index is None or use.idx != 0:
-            return ranged
-        picked += [ranged[int(i)] for i in np.asarray(index).reshape(-1)]
-    return ranged if shape.outputs[0].is_graph_output() else picked
-
-
-def _compose(graph: ir.Graph, shape: ir.Node, sizes: Sequence[str], input_ids: ir.Value) -> None:
-    """Replace a Shape node by the same vector, made of input_ids' sizes and numbers; sizes that
-    nobody asks for are 0."""
-    start = shape.attributes.get_int("start", 0) or 0
-    end = shape.attributes.get_int("end", len(sizes))
-    tape = ir.tape.Tape()
-    parts = []
-    for size in list(sizes)[start:end]:
-        if size in ("batch", "tokens"):
-            axis = ("batch", "tokens").index(size)
-            parts.append(tape.op("Shape", [input_ids], {"start": axis, "end": axis + 1}))
-        else:
-            number = np.array([int(size) if size.isdigit() else 0], np.int64)
-            parts.append(tape.op("Constant", [], {"value": ir.tensor(number)}))
-    whole = tape.op("Concat", parts, {"axis": 0})
-    whole.type, whole.shape = shape.outputs[0].type, shape.outputs[0].shape
-    graph.insert_before(shape, tape.nodes)
-    ir.convenience.replace_all_uses_with(shape.outputs[0], whole)
+    graph.inputs.extend(value for name, value in old.items() if name != "input_ids")
+    read_sizes_of_tokens(graph, values["input_ids"])
 
 
 def clean(model: ir.Model, plan: Plan) -> None:

@@ -14,11 +14,13 @@ import onnx_ir as ir
 from ctx_export.passes.folding import MOST_ELEMENTS, may_fold
 
 _SIZES = ((2, 7, 5), (3, 11, 13))  # batch, new tokens, cached tokens
+_NAMES: dict[tuple[int | None, int | None], str] = {(2, 3): "batch", (7, 11): "tokens"}
 
 
 def settle_shapes(model: ir.Model) -> None:
     """Give the values of `model` the types and fixed dimensions that follow from its inputs, in
-    place; a dimension that stays open keeps the name it has."""
+    place, and their other dimensions the names batch and tokens where they are that; one that
+    stays open keeps the name it has."""
     first, second = (_shapes_at(model, sizes) for sizes in _SIZES)
     for node in model.graph:
         for value in node.outputs:
@@ -41,6 +43,8 @@ def _settle(value: ir.Value, first: _Typed, second: _Typed) -> None:
     for axis, (a, b) in enumerate(zip(one, other, strict=True)):
         if a is not None and a == b:
             sizes.append(a)
+        elif (a, b) in _NAMES:
+            sizes.append(_NAMES[a, b])
         elif own is not None and own[axis] is not None and not isinstance(own[axis], int):
             sizes.append(str(own[axis]))
         else:
