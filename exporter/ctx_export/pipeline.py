@@ -147,7 +147,9 @@ def export_source(
             told = str(error).replace(str(stage), str(output))
             raise UserError(f"{told}; --no-validate exports without the comparison") from None
     if failed:
-        raise ValidationFailed(f"{output} does not agree with {failed}: see {output}/report.md", lines)
+        raise ValidationFailed(
+            f"{output} does not agree with {failed}: see {output}/report.md", lines
+        )
     return Result(output=output, manifest=manifest, lines=[f"package {output}", *lines])
 
 

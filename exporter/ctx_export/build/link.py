@@ -1,4 +1,4 @@
-"""Weight files in a package: the source's own, hard-linked, under names that nothing else takes."""
+"""Weight files in a package: the source's own, hard-linked, under names nothing else takes."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ class LinkedFile:
     copied: bool
 
 
-def link_files(files: Iterable[Path], directory: Path) -> dict[Path, LinkedFile]:
+def link_files(
+    files: Iterable[Path], directory: Path, taken: Iterable[str] = ()
+) -> dict[Path, LinkedFile]:
     """Link every one of `files` into `directory`, or copy it where a link cannot be made.
 
-    They keep their names, except those that the package's own files have and the second of two
-    that are equal.
+    They keep their names, except those of `taken`, such as the package's own files have, and the
+    second of two that are equal.
     """
     done: dict[Path, LinkedFile] = {}
-    taken = {DATA_NAME}
+    used = set(taken)
     for file in sorted(files):
-        name = _free_name(file.name, taken)
-        taken.add(name)
+        name = _free_name(file.name, used)
+        used.add(name)
         done[file] = LinkedFile(name=name, copied=_link(file, directory / name))
     return done
 
 
 def _free_name(name: str, taken: set[str]) -> str:
     safe = f"source.{name}.data" if Path(name).suffix.lower() in _TAKEN_SUFFIXES else name
-    if safe == DATA_NAME:
-        safe = f"source.{name}"
     number, free = 1, safe
     while free in taken:
-        number += 1
         free = f"source{number}.{safe}"
+        number += 1
     return free
 
 

@@ -64,12 +64,12 @@ def store_weights(
     places = dict(_places(graph, weights))
     changed = {n: weights[n] for n in graph.initializers if n in weights and n not in places}
     inside = _constants(graph) if move_constants else {}
-    linked = link_files({place.file for place in places.values()}, directory)
+    own = {DATA_NAME} if changed or inside else set()
+    linked = link_files({place.file for place in places.values()}, directory, own)
     for name, place in places.items():
         _refer(graph, name, linked[place.file].name, place.offset, place.length)
-    names = {file.name for file in linked.values()}
-    if changed or inside:
-        names.add(DATA_NAME)
+    names = {file.name for file in linked.values()} | own
+    if own:
         with (directory / DATA_NAME).open("xb") as out:  # never into a file that is linked
             _convert(graph, changed, out, progress)
             _move(graph, inside, out, progress)
@@ -161,7 +161,9 @@ def _align(out: BinaryIO) -> int:
     return out.tell()
 
 
-def _convert_tensor(name: str, location: TensorLocation, target: np.dtype[Any], out: BinaryIO) -> None:
+def _convert_tensor(
+    name: str, location: TensorLocation, target: np.dtype[Any], out: BinaryIO
+) -> None:
     if location.dtype not in _NUMPY:
         raise UserError(f"tensor {name} is of type {location.dtype}: it cannot be converted")
     source = _NUMPY[location.dtype]

@@ -305,7 +305,6 @@ _COUNTS = {
 # The keys of a recipe file outside its sections, with what turns their values into fields.
 _CONVERTERS: dict[str, Callable[[Any, str], Any]] = {
     "model": _text,
-    "reference": _text,
     "method": _text,
     "target": _size,
     "factor": _number,
@@ -318,6 +317,7 @@ _CONVERTERS: dict[str, Callable[[Any, str], Any]] = {
     "engine": _text,
     "max_batch": _size,
     "max_chunk": _size,
+    "reference": _text,
 }
 
 

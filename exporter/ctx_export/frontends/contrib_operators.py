@@ -21,7 +21,10 @@ from ctx_export.frontends.contrib_node import DOMAIN
 from ctx_export.frontends.contrib_rotary import lower_rotary_embedding
 from ctx_export.frontends.head_layout import cancel_layouts
 from ctx_export.frontends.insertion import Insertion, names_of
+from ctx_export.frontends.joined_heads import has_joined_heads, lower_joined_heads
 from ctx_export.frontends.old_cache import drop_cache
+from ctx_export.frontends.quantised_activations import drop_idle_pairs
+from ctx_export.frontends.shapes import infer_shapes
 
 _REFUSED = {
     "Attention": "it packs q, k and v and knows no grouped heads",
@@ -36,6 +39,7 @@ _REFUSED = {
     "PackedMultiHeadAttention": "it packs sequences of several lengths into one row",
     "PagedAttention": "it reads a cache of pages",
     "QAttention": "it packs quantised q, k and v",
+    "QLinearSoftmax": "it weighs values with 8 bits; quantise in the QDQ format",
     "SparseAttention": "it leaves out blocks of keys",
 }
 _LOWERED: dict[str, Callable[[ir.Node, Insertion], ir.Value]] = {
@@ -48,20 +52,26 @@ _LOWERED: dict[str, Callable[[ir.Node, Insertion], ir.Value]] = {
 def lower(model: ir.Model) -> None:
     """Replace the attention operators of com.microsoft in `model` (opset 23), in place.
 
-    The old cache's outputs and inputs leave the computation; a graph without an input
-    `position_ids` [batch, tokens] is given one where a rotation needs it. Raises UserError with
-    the node, the attribute, its value and the way out for what cannot be said otherwise.
+    Standard attention and rotation on [B,S,H·D] is brought to [B,H,S,D]. The old cache's outputs
+    and inputs leave the computation, activations are rounded only in front of quantised weights,
+    and a graph without an input `position_ids` [batch, tokens] is given one where a rotation
+    needs it. Raises UserError with the node, the attribute, its value and the way out for what
+    cannot be said otherwise.
     """
     graph = model.graph
-    found = [node for node in graph.all_nodes() if node.domain == DOMAIN]
-    for node in found:
-        _check(node, graph)
+    for node in graph.all_nodes():
+        if node.domain == DOMAIN:
+            _check(node, graph)
+    drop_idle_pairs(graph)
     drop_cache(graph)
     taken = names_of(graph)
-    for node in found:
-        if node.op_type in _LOWERED:
+    for node in list(graph):
+        infer_shapes(node)
+        rewrite = _LOWERED.get(node.op_type) if node.domain == DOMAIN else None
+        rewrite = lower_joined_heads if has_joined_heads(node) else rewrite
+        if rewrite is not None:
             at = Insertion(graph=graph, before=node, taken=taken)
-            at.replace(_LOWERED[node.op_type](node, at))
+            at.replace(rewrite(node, at))
     cancel_layouts(graph)
     if any(node.domain == SOURCE_DOMAIN for node in graph):
         graph.opset_imports[SOURCE_DOMAIN] = 1

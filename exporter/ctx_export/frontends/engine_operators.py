@@ -28,11 +28,21 @@ def lower_for_engine(model: ir.Model) -> None:
     graph = model.graph
     taken = names_of(graph)
     for node in list(graph.all_nodes()):
-        own = node.domain == DOMAIN or (node.domain, node.op_type) in _IN_STANDARD_DOMAIN
-        if own and isinstance(node.graph, ir.Graph):
+        if is_foreign(node) and isinstance(node.graph, ir.Graph):
             at = Insertion(graph=node.graph, before=node, taken=taken)
             at.replace(_REWRITES.get(node.op_type, _refuse)(node, at))
     graph.opset_imports.pop(DOMAIN, None)
+
+
+def is_foreign(node: ir.Node) -> bool:
+    """Whether a node is one of onnxruntime's own operators."""
+    return node.domain == DOMAIN or (node.domain, node.op_type) in _IN_STANDARD_DOMAIN
+
+
+def without_standard_form(graph: ir.Graph) -> list[str]:
+    """The operators of `graph` that keep an engine from being built, by name."""
+    names = {node.op_type for node in graph.all_nodes() if is_foreign(node)}
+    return sorted(names - set(_REWRITES))
 
 
 def _refuse(node: ir.Node, at: Insertion) -> ir.Value:

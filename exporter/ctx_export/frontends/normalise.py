@@ -1,5 +1,5 @@
-"""A foreign ONNX graph in the form that the passes know: one opset, no functions, constants folded,
-inputs and output named and typed like a traced decoder's. Weights are neither read nor copied."""
+"""A foreign ONNX graph in the form that the passes know: one opset, no functions, constants
+folded, inputs and output as a traced decoder has them. Weights are neither read nor copied."""
 
 from __future__ import annotations
 
@@ -112,12 +112,12 @@ def _check_operators(path: Path, model: ir.Model) -> None:
                 "operators have no known meaning: export the model without custom operators, or "
                 "with functions of standard ones for them"
             )
-        if node.domain == "" and node.op_type not in _UNLISTED:
-            if not onnx.defs.has(node.op_type, version, ""):
-                raise UserError(
-                    f"{path}: {node.op_type} ({_output(node)}) is no standard operator of opset "
-                    f"{version}: export the model again"
-                )
+        listed = node.op_type in _UNLISTED or onnx.defs.has(node.op_type, version, "")
+        if node.domain == "" and not listed:
+            raise UserError(
+                f"{path}: {node.op_type} ({_output(node)}) is no standard operator of opset "
+                f"{version}: export the model again"
+            )
 
 
 def _prepare_constants(model: ir.Model) -> None:
@@ -141,8 +141,8 @@ def _convert(path: Path, model: ir.Model) -> None:
     after = model.graph.opset_imports.get("")
     if after != OPSET:
         raise UserError(
-            f"{path} is of opset {before} and cannot be converted to {OPSET}: export it again with "
-            "an opset from 14 to 24"
+            f"{path} is of opset {before} and cannot be converted to {OPSET}: export it again "
+            "with an opset from 14 to 24"
         )
 
 
@@ -163,9 +163,21 @@ def _optimise(model: ir.Model) -> None:
     read_sizes_of_tokens(graph, ids)
     _fold(model)
     settle_shapes(model)
+    _size_caches(graph)
     for name, value in graph.initializers.items():
         if value.const_value is None:
             value.const_value = weights[name]
+
+
+def _size_caches(graph: ir.Graph) -> None:
+    """The head dimension of cache inputs that leave it open: that of the attentions' keys."""
+    keys = [node.inputs[1] for node in graph if node.op_type in ("Attention", "CausalAttention")]
+    dims = {key.shape[3] for key in keys if key is not None and key.shape and len(key.shape) == 4}
+    dim = dims.pop() if len(dims) == 1 else None
+    for value in graph.inputs:
+        shape = value.shape
+        if isinstance(dim, int) and shape is not None and len(shape) == 4:
+            value.shape = ir.Shape([*shape[:3], shape[3] if isinstance(shape[3], int) else dim])
 
 
 def _fold(model: ir.Model) -> None:
@@ -212,7 +224,10 @@ def _cast(graph: ir.Graph, value: ir.Value, old: ir.Value) -> None:
 def _free_names(graph: ir.Graph) -> None:
     """Leave the names of a package's own values to it."""
     kept = {*graph.inputs, *graph.outputs}
-    for value in (*graph.initializers.values(), *(v for n in graph.all_nodes() for v in n.outputs)):
+    for value in (
+        *graph.initializers.values(),
+        *(v for n in graph.all_nodes() for v in n.outputs),
+    ):
         name = value.name or ""
         if value not in kept and (name in _RESERVED or name.startswith(_RESERVED_PREFIXES)):
             value.name = f"{_SOURCE}{name}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from ctx_export.core.errors import UserError
@@ -18,7 +17,11 @@ from ctx_export.frontends.onnx_spec import Beside, file_spec
 from ctx_export.frontends.source import OnnxFile, Source
 
 SUFFIX = ".onnx"
-_QUANTISED = ("MatMulNBits", "MatMulInteger", "QLinearMatMul", "DequantizeLinear", "MatMulBnb4")
+# Operators over weights of fewer bits than the precision's, and those that round activations.
+_ROUNDING = frozenset(
+    ("DynamicQuantizeLinear", "QuantizeLinear", "QLinearMatMul", "MatMulInteger")
+)
+_QUANTISED = _ROUNDING | {"MatMulNBits", "MatMulBnb4", "QMoE", "DequantizeLinear"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +40,9 @@ def is_onnx_file(model: str) -> bool:
 def read(path: Path, reference: str | None = None, original_context: int | None = None) -> Source:
     """The decoder of an .onnx file, without reading a weight.
 
-    What the file does not state, such as the scaling of its rotation, comes from the config.json of
-    the checkpoint `reference`, else from one beside the file, else from genai_config.json there and
-    from the graph; then `original_context` must be given where nothing states it.
+    What the file does not state, such as the scaling of its rotation, comes from the config.json
+    of the checkpoint `reference`, else from one beside the file, else from genai_config.json there
+    and from the graph; then `original_context` must be given where nothing states it.
     Raises UserError for a file that is damaged, unsafe, or no decoder that can be exported, and
     where graph and config contradict each other.
     """
@@ -61,18 +64,17 @@ def read_graph(path: Path) -> OnnxGraph:
     proto = read_proto(path)
     check_interface(path, proto.graph)
     name_dimensions(proto)
+    used = {node.op_type for node in proto.graph.node}
     file = OnnxFile(
         path=path,
         producer=" ".join(filter(None, (proto.producer_name, proto.producer_version))),
-        opset=max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
-        quantised=_is_quantised(proto),
+        opset=max(
+            entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")
+        ),
+        quantised=bool(used & _QUANTISED),
+        rounds_activations=bool(used & _ROUNDING),
     )
     return OnnxGraph(model=normalised(path, proto), file=file)
-
-
-def _is_quantised(proto: onnx.ModelProto) -> bool:
-    """Whether some node works with numbers of fewer bits than the precision's."""
-    return any(node.op_type in _QUANTISED for node in proto.graph.node)
 
 
 def _reference(path: Path, reference: str | None) -> Checkpoint | None:
@@ -80,7 +82,7 @@ def _reference(path: Path, reference: str | None) -> Checkpoint | None:
         return None
     if is_onnx_file(reference):
         raise UserError(
-            f"reference {reference} is an ONNX file: give the checkpoint that {path.name} was made "
-            "from"
+            f"reference {reference} is an ONNX file: give the checkpoint that {path.name} was "
+            "made from"
         )
     return read_checkpoint(locate_checkpoint(reference))

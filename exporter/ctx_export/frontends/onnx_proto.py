@@ -1,4 +1,4 @@
-"""An .onnx file as a protobuf message, refused where it is damaged or unsafe. No weight is read."""
+"""An .onnx file as a protobuf message, refused where it is damaged or unsafe."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def _parse(path: Path) -> onnx.ModelProto:
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise UserError(
-            f"{path} has {size} bytes and protobuf ends at {MOST_BYTES}: it is damaged, or no ONNX "
-            "model; models of that size keep their weights as external data"
+            f"{path} has {size} bytes and protobuf ends at {MOST_BYTES}: it is damaged, or no "
+            "ONNX model; models of that size keep their weights as external data"
         )
     try:
         return onnx.load(str(path), load_external_data=False)

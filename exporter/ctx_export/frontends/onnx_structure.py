@@ -20,7 +20,9 @@ def check_structure(path: Path, model: onnx.ModelProto) -> None:
     for function in model.functions:
         key = (function.domain, function.name, function.overload)
         if key in seen:
-            raise UserError(f"{path} has two functions {function.domain}.{function.name}: {_AGAIN}")
+            raise UserError(
+                f"{path} has two functions {function.domain}.{function.name}: {_AGAIN}"
+            )
         seen.add(key)
         _check_nodes(path, function.node, set(function.input))
         _check_made(path, function.output, {*function.input, *_outputs(function.node)})
@@ -124,9 +126,7 @@ def _told(node: onnx.NodeProto) -> str:
 
 def _check_calls(path: Path, model: onnx.ModelProto) -> None:
     """No function may reach itself."""
-    calls = {
-        (f.domain, f.name): {(n.domain, n.op_type) for n in f.node} for f in model.functions
-    }
+    calls = {(f.domain, f.name): {(n.domain, n.op_type) for n in f.node} for f in model.functions}
     done: set[tuple[str, str]] = set()
     for start in calls:
         stack = [(start, iter(calls[start]))]

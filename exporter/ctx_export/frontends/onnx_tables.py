@@ -43,7 +43,7 @@ def plain_base(table: RotaryTable, precision: str) -> float | None:
 
 
 def agrees(
-    table: RotaryTable, inv_freq: NDArray[np.float64], multiplier: float, precision: str
+    table: RotaryTable, inv_freq: NDArray[np.floating], multiplier: float, precision: str
 ) -> bool:
     """Whether a recovered table is `inv_freq` and `multiplier` to the precision's accuracy."""
     limit = RELATIVE[precision]
@@ -85,7 +85,10 @@ def _tables(spec: ModelSpec, rope: RopeSettings) -> list[FrequencyTable]:
     if made.length_table is None:
         return [made.table]
     tables = [made.length_table.at(length) for length in (1, full)]
-    return [FrequencyTable(inv_freq=inv_freq, multiplier=m) for inv_freq, m in tables]
+    return [
+        FrequencyTable(inv_freq=inv_freq.astype(np.float32), multiplier=m)
+        for inv_freq, m in tables
+    ]
 
 
 def _disagree(
@@ -97,16 +100,16 @@ def _disagree(
     start = f"layer {site.layer} rotates by another table than {config_name} stands for ({kind}): "
     if len(table.inv_freq) != len(expected.inv_freq):
         return UserError(
-            f"{start}{2 * len(table.inv_freq)} dims in the file, {2 * len(expected.inv_freq)} by the "
-            "config; check partial_rotary_factor there, or give the file's own checkpoint as "
+            f"{start}{2 * len(table.inv_freq)} dims in the file, {2 * len(expected.inv_freq)} by "
+            "the config; check partial_rotary_factor there, or give the file's own checkpoint as "
             "--reference"
         )
     base = plain_base(table, spec.precision)
     if base is not None and rope.method != "none" and _near(base, rope.theta):
         return UserError(
             f"{start}the file has a plain table of base {base:g}: the tool that wrote it dropped "
-            f"the {rope.method} scaling, and past the trained context the file is wrong; export it "
-            "with a tool that keeps it, or export the checkpoint itself"
+            f"the {rope.method} scaling, and past the trained context the file is wrong; export "
+            "it with a tool that keeps it, or export the checkpoint itself"
         )
     return UserError(
         f"{start}{_difference(table, expected)}; give the file's own checkpoint as --reference, "
@@ -127,4 +130,7 @@ def _difference(table: RotaryTable, expected: FrequencyTable) -> str:
             f"frequency {worst} is {table.inv_freq[worst]:.7g} in the file and "
             f"{expected.inv_freq[worst]:.7g} by the config"
         )
-    return f"the multiplier is {table.multiplier:.7g} in the file, {expected.multiplier:.7g} by the config"
+    return (
+        f"the multiplier is {table.multiplier:.7g} in the file and {expected.multiplier:.7g} by "
+        "the config"
+    )

@@ -17,7 +17,7 @@ _MOST_ELEMENTS = 1 << 48  # beyond any file; keeps sizes in bytes far from 64 bi
 _AGAIN = "export or download the model again"
 _Proto = onnx.TensorProto
 # Of the lists that hold numbers inline, the elements' types and how many entries an element takes.
-_FIELD_OF = {
+_FIELD_OF: dict[int, str] = {
     _Proto.FLOAT: "float_data",
     _Proto.COMPLEX64: "float_data",
     _Proto.DOUBLE: "double_data",
@@ -69,8 +69,8 @@ def byte_count(tensor: onnx.TensorProto) -> int:
     """Bytes of a tensor's elements, those of less than a byte packed."""
     if tensor.data_type == _Proto.STRING:
         return 0
-    bits: int = ir.DataType(tensor.data_type).bitwidth
-    return -(-math.prod(tensor.dims) * bits // 8)
+    bits: int = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
+    return (bits + 7) // 8
 
 
 def fill_external(path: Path, tensor: onnx.TensorProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from ctx_export.frontends.contrib_node import ContribNode
 from ctx_export.frontends.insertion import Insertion
-from ctx_export.patterns.match import constant
 
 _INPUTS = ("A", "B", "scales", "zero_points", "g_idx", "bias")
 _TYPES = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
@@ -45,24 +45,37 @@ def lower_matmul_nbits(node: ir.Node, at: Insertion) -> ir.Value:
     return at.op("Add", [product, bias], shape) if bias is not None else product
 
 
-def _held(contrib: ContribNode, name: str) -> NDArray[Any]:
+def _tensor(contrib: ContribNode, name: str) -> ir.TensorProtocol:
+    """The tensor of an initializer; its numbers stay where they lie."""
     value = contrib.required(name)
-    array = constant(value)
-    if array is None:
-        contrib.refuse(name, value.name, "it is computed; export the weights as initializers")
-    return array
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None:
+        contrib.refuse(name, "computed", "export the weights as initializers")
+    return tensor
+
+
+def _array(tensor: ir.TensorProtocol) -> NDArray[Any]:
+    """The numbers of a tensor. A package's files are hard links, which onnx-ir does not read."""
+    if isinstance(tensor, ir.ExternalTensor):
+        with Path(tensor.path).open("rb") as file:
+            file.seek(tensor.offset or 0)
+            stored = file.read(tensor.nbytes)
+    else:
+        stored = tensor.tobytes()
+    return np.frombuffer(stored, tensor.dtype.numpy()).reshape(tensor.shape.numpy())
 
 
 def _check_symmetric(contrib: ContribNode, bits: int) -> None:
     """Refuse zero points other than the middle of the range."""
     if contrib.input("zero_points") is None:
         return
-    points = _held(contrib, "zero_points")
+    points = _array(_tensor(contrib, "zero_points"))
     middle = 1 << (bits - 1)
     if points.dtype == np.uint8 and bits == 4:
         points = np.stack([points & 15, points >> 4])  # a padded last nibble is 0
-        odd = _held(contrib, "scales").size // contrib.integer("N") % 2
-        points = points.reshape(2, contrib.integer("N"), -1)
+        rows = contrib.integer("N")
+        odd = _tensor(contrib, "scales").size // rows % 2
+        points = points.reshape(2, rows, -1)
         points = np.concatenate([points[0], points[1][:, : -1 if odd else None]], axis=1)
     if np.any(points != middle):
         contrib.refuse(
@@ -75,12 +88,10 @@ def _check_symmetric(contrib: ContribNode, bits: int) -> None:
 
 def _signed(contrib: ContribNode, bits: int, shape: tuple[int, int]) -> ir.TensorProtocol:
     """The weights minus the middle of their range: its top bit flipped, in two's complement."""
-    held = ir.convenience.get_const_tensor(contrib.required("B"))
-    if held is None:
-        contrib.refuse("B", "computed", "export the weights as initializers")
+    held = _tensor(contrib, "B")
 
     def flip() -> ir.TensorProtocol:
-        packed = np.frombuffer(held.tobytes(), np.uint8)
+        packed = _array(held).reshape(-1)
         if bits == 8:
             return ir.tensor((packed ^ 0x80).view(np.int8).reshape(shape))
         return ir.PackedTensor((packed ^ 0x88), ir.DataType.INT4, shape=ir.Shape(shape))
@@ -89,5 +100,8 @@ def _signed(contrib: ContribNode, bits: int, shape: tuple[int, int]) -> ir.Tenso
 
 
 def _scales(contrib: ContribNode, at: Insertion, shape: tuple[int, int]) -> ir.Value:
-    held = _held(contrib, "scales")
-    return at.initializer(ir.tensor(held.reshape(shape)), "scales")
+    """Scales [N, blocks]; a file may hold them in one row."""
+    held = _tensor(contrib, "scales")
+    if tuple(held.shape.numpy()) == shape:
+        return contrib.required("scales")
+    return at.initializer(ir.tensor(_array(held).reshape(shape)), "scales")

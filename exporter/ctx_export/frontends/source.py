@@ -17,13 +17,18 @@ from ctx_export.scaling.base import FrequencyTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxFile:
-    """The file that a source was read from. `quantised`: its weights are not PyTorch's numbers.
-    `tables`: what each layer rotates by, None where that follows the length."""
+    """The file that a source was read from.
+
+    `quantised`: its weights are not PyTorch's numbers; `rounds_activations`: nor is what it
+    multiplies them by, which is rounded to 8 bits. `tables`: what each layer rotates by, None
+    where that follows the length.
+    """
 
     path: Path
     producer: str
     opset: int
     quantised: bool
+    rounds_activations: bool = False
     tables: tuple[FrequencyTable | None, ...] = ()
 
     def to_json(self, reference: Checkpoint | None) -> dict[str, Any]:
@@ -42,8 +47,9 @@ class Source:
     """A decoder as a graph. Passes work on a clone of `model`, so one source serves many plans.
 
     Graph inputs: input_ids and position_ids [batch, tokens] int64, and of an ONNX file the others
-    that it had; output logits. `weights` maps initializer names to tensors of the checkpoint; those
-    of an ONNX file have their place or their numbers in the graph. `precision` is the graph's own.
+    that it had; output logits. `weights` maps initializer names to tensors of the checkpoint;
+    those of an ONNX file have their place or their numbers in the graph. `precision` is the
+    graph's own.
     `checkpoint` is what PyTorch can run, None where an ONNX file has no reference.
     """
 

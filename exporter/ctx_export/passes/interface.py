@@ -73,9 +73,9 @@ def _chooses_tokens(node: ir.Node) -> bool:
 
 def _some_tokens(value: ir.Value | None) -> UserError:
     return UserError(
-        f"the logits are those of some tokens only, chosen by {describe(value)}: a package chooses "
-        "them itself; export the model with the logits of every token (in onnxruntime-genai's "
-        "builder without prune_lm_head, in transformers without logits_to_keep)"
+        f"the logits are those of some tokens only, chosen by {describe(value)}: a package "
+        "chooses them itself; export the model with the logits of every token "
+        "(onnxruntime-genai's builder without prune_lm_head, transformers without logits_to_keep)"
     )
 
 
@@ -84,9 +84,9 @@ def _hidden(node: ir.Node) -> ir.Value:
     hidden = node.inputs[0]
     assert hidden is not None
     before = hidden.producer()
-    if before is not None and before.domain == "" and before.op_type in _CHOOSING:
-        if _chooses_tokens(before):
-            raise _some_tokens(hidden)
+    chooses = before is not None and before.domain == "" and before.op_type in _CHOOSING
+    if before is not None and chooses and _chooses_tokens(before):
+        raise _some_tokens(hidden)
     return hidden
 
 
@@ -106,9 +106,7 @@ def _gather_before(graph: ir.Graph, node: ir.Node, rows: ir.Value) -> None:
     node.replace_input_with(0, chosen)
 
 
-def _gather_before_flat(
-    graph: ir.Graph, node: ir.Node, reshape: ir.Node, rows: ir.Value
-) -> None:
+def _gather_before_flat(graph: ir.Graph, node: ir.Node, reshape: ir.Node, rows: ir.Value) -> None:
     """Of a projection of [B·S,H] between two Reshapes."""
     hidden = _hidden(node)
     flatten = producer(hidden, "Reshape")
@@ -118,8 +116,10 @@ def _gather_before_flat(
     logits = reshape.outputs[0]
     vocab = logits.shape[-1] if logits.shape is not None else None
     if before is None or not isinstance(vocab, int):
-        raise UserError(f"the vocabulary projection reads {describe(hidden)}: [batch, tokens, dim] "
-                        "is needed, or a reshape of it")
+        raise UserError(
+            f"the vocabulary projection reads {describe(hidden)}: [batch, tokens, dim] "
+            "is needed, or a reshape of it"
+        )
     tape = ir.tape.Tape()
     chosen = _chosen(tape, before, rows)
     width = before.shape[-1] if before.shape is not None else None
@@ -149,8 +149,10 @@ def set_interface(graph: ir.Graph, plan: Plan, values: dict[str, ir.Value]) -> N
     graph.outputs.extend(values[t.name] for t in plan.io if not is_input(t))
     graph.inputs.clear()
     graph.inputs.extend(values[t.name] for t in plan.io if is_input(t))
-    graph.inputs.extend(value for name, value in old.items() if name != "input_ids")
-    read_sizes_of_tokens(graph, values["input_ids"])
+    left = [value for name, value in old.items() if name != "input_ids"]
+    graph.inputs.extend(left)
+    readers = [use.node for value in left for use in value.uses()]
+    read_sizes_of_tokens(readers, values["input_ids"])
 
 
 def clean(model: ir.Model, plan: Plan) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+import onnx
 import onnx_ir as ir
 
 from ctx_export.passes.folding import MOST_ELEMENTS, may_fold
@@ -70,12 +71,11 @@ def _shapes_at(model: ir.Model, sizes: tuple[int, int, int]) -> Mapping[str, _Ty
             has_past = any(len(v.shape) > 2 for v in copy.graph.inputs if v.shape is not None)
             value.shape = ir.Shape((batch, tokens + cached * has_past))
     for node in copy.graph:
+        known = onnx.defs.has(node.op_type, node.domain)
         for value in node.outputs:
-            value.shape = None
+            value.shape = None if known else _at_sizes(value.shape, sizes)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    onnxscript.optimizer.optimize_ir(
-        copy, output_size_limit=MOST_ELEMENTS, should_fold=may_fold
-    )
+    onnxscript.optimizer.optimize_ir(copy, output_size_limit=MOST_ELEMENTS, should_fold=may_fold)
     found: dict[str, _Typed] = {}
     for node in copy.graph:
         for value in node.outputs:
@@ -85,6 +85,14 @@ def _shapes_at(model: ir.Model, sizes: tuple[int, int, int]) -> Mapping[str, _Ty
                     tuple(size if isinstance(size, int) else None for size in value.shape),
                 )
     return found
+
+
+def _at_sizes(shape: ir.Shape | None, sizes: tuple[int, int, int]) -> ir.Shape | None:
+    """The shape that a file states, for operators that inference does not know."""
+    if shape is None:
+        return None
+    named = {"batch": sizes[0], "tokens": sizes[1]}
+    return ir.Shape(named.get(str(size), size) for size in shape)
 
 
 def _size(axis: int, past: bool, sizes: tuple[int, int, int]) -> int:

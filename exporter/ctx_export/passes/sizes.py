@@ -5,7 +5,7 @@ What another tensor's shape is read for keeps the tensor itself alive: a mask, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,10 +15,10 @@ from ctx_export.patterns.match import constant
 _OF_INPUT_IDS = ("batch", "tokens")
 
 
-def read_sizes_of_tokens(graph: ir.Graph, input_ids: ir.Value) -> None:
-    """Make every Shape of `graph` independent of its tensor, where the sizes that are read are
-    numbers, batch or tokens; others, such as the length of a cache, are read as before."""
-    for node in list(graph):
+def read_sizes_of_tokens(nodes: Iterable[ir.Node], input_ids: ir.Value) -> None:
+    """Make the Shapes among `nodes` independent of their tensors, where the sizes that are read
+    are numbers, batch or tokens; others, such as the length of a cache, are read as before."""
+    for node in list(nodes):
         value = node.inputs[0] if node.op_type == "Shape" and node.domain == "" else None
         if value is None or value is input_ids or value.shape is None:
             continue
@@ -26,7 +26,7 @@ def read_sizes_of_tokens(graph: ir.Graph, input_ids: ir.Value) -> None:
         if sizes == list(_OF_INPUT_IDS):
             node.replace_input_with(0, input_ids)
         elif all(size in _OF_INPUT_IDS or size.isdigit() for size in _read(node, sizes)):
-            _compose(graph, node, sizes, input_ids)
+            _compose(node, sizes, input_ids)
 
 
 def _range(shape: ir.Node, sizes: Sequence[str]) -> list[str]:
@@ -49,10 +49,11 @@ def _read(shape: ir.Node, sizes: Sequence[str]) -> list[str]:
     return picked
 
 
-def _compose(graph: ir.Graph, shape: ir.Node, sizes: Sequence[str], input_ids: ir.Value) -> None:
+def _compose(shape: ir.Node, sizes: Sequence[str], input_ids: ir.Value) -> None:
     """Replace a Shape node by the same vector, made of input_ids' sizes and numbers; sizes that
     nobody reads are 0."""
-    tape, parts = ir.tape.Tape(), []
+    graph, tape, parts = shape.graph, ir.tape.Tape(), []
+    assert isinstance(graph, ir.Graph)
     for size in _range(shape, sizes):
         if size in _OF_INPUT_IDS:
             axis = _OF_INPUT_IDS.index(size)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Floats = NDArray[np.float32]
 _PROVIDER = "CPUExecutionProvider"
@@ -22,6 +25,9 @@ _TYPES = {
 }
 # Names of a cache's inputs and the outputs that carry it on.
 _CACHE_NAMES = (("past_key_values", "present"), ("past", "present"))
+
+
+_ROUNDING = ("MatMulNBits", "accuracy_level")  # 4: to 8 bits
 
 
 class CannotRun(Exception):
@@ -42,11 +48,16 @@ class OriginalFile:
         settings.log_severity_level = 4
         if not optimise:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        folder = "session.model_external_initializers_file_folder_path"
+        settings.add_session_config_entry(folder, str(path.parent.resolve()))
         try:
-            self._session = ort.InferenceSession(str(path), settings, providers=[_PROVIDER])
+            model = _float_model(path)
+            self._session = ort.InferenceSession(model, settings, providers=[_PROVIDER])
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise CannotRun(_first_line(error)) from None
         self._head_dim = head_dim
+        self._quiet = ort.RunOptions()
+        self._quiet.log_severity_level = 4
         self._inputs = {entry.name: entry for entry in self._session.get_inputs()}
         self._outputs = [entry.name for entry in self._session.get_outputs()]
         self._carried = self._cache_pairs()
@@ -57,7 +68,10 @@ class OriginalFile:
         return bool(self._carried)
 
     def logits(self, tokens: NDArray[np.int64], pieces: Sequence[int] | None = None) -> Floats:
-        """Logits [B,N,V] of `tokens` [B,N], fed in `pieces` through the file's own cache."""
+        """Logits [B,N,V] of `tokens` [B,N], or of one sequence after another fed in `pieces`
+        through the file's own cache: not every attention takes pieces of several at once."""
+        if pieces is not None and len(tokens) > 1:
+            return np.concatenate([self.logits(row[None], pieces) for row in tokens])
         cache, parts, start = self._empty_cache(len(tokens)), [], 0
         for size in pieces or [tokens.shape[1]]:
             found = self._run(self._feed(tokens[:, start : start + size], start, cache))
@@ -68,7 +82,7 @@ class OriginalFile:
 
     def _run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            made = self._session.run(self._outputs, dict(feed))
+            made = self._session.run(self._outputs, dict(feed), self._quiet)
         except Exception as error:  # see __init__
             raise CannotRun(_first_line(error)) from None
         return dict(zip(self._outputs, made, strict=True))
@@ -122,6 +136,27 @@ class OriginalFile:
             dim = shape[3] if isinstance(shape[3], int) else self._head_dim
             found[name] = np.zeros((batch, shape[1], 0, dim), self._type(name))
         return found
+
+
+def _float_model(path: Path) -> str | bytes:
+    """The file, or its bytes with quantised products that are told not to round activations: a
+    rounding jumps where two orders of computing fall on two sides of a border."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    changed = False
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if (node.op_type, attribute.name) == _ROUNDING and attribute.i:
+                attribute.i, changed = 0, True
+    return model.SerializeToString() if changed else str(path)
+
+
+def compute_in_float(graph: ir.Graph) -> None:
+    """The same in a rewritten graph."""
+    for node in graph.all_nodes():
+        if node.op_type == _ROUNDING[0]:
+            node.attributes.pop(_ROUNDING[1], None)
 
 
 def check_shape(logits: Floats, expected: tuple[int, int, int]) -> None:

@@ -30,8 +30,9 @@ MULTIPLIER_TOLERANCE = 1e-6
 QUANTISATION_LIMIT = 0.03
 
 _NOT_JUDGED = (
-    "the file's weights are quantised and PyTorch has the checkpoint's own: the rows show what that "
-    "costs and decide nothing unless --tolerance is given; the file check proves the rewriting"
+    "the file's weights are quantised and PyTorch has the checkpoint's own: the rows show what "
+    "that costs and decide nothing unless --tolerance is given; the file check proves the "
+    "rewriting"
 )
 _QUANTISED_LIMITS = """\
 Over a quantised cache a key or value near the middle between two of its numbers may be rounded one
@@ -132,7 +133,7 @@ class ValidationReport:
     def failures(self) -> list[str]:
         """What is beyond its limit, in words; nothing compared is a failure too."""
         found = [] if self.rows else ["nothing was compared"]
-        wrong = [row for row in self.rows if not row.passed] if self.judged else []
+        wrong = [row for row in self.rows if not row.passed]
         if wrong:
             first = min(wrong, key=lambda row: (row.is_range, row.position))
             found.append(f"{len(wrong)} of {len(self.rows)} rows, the first at {first.where}")
@@ -234,7 +235,7 @@ class ValidationReport:
         if self.quantisation is not None:
             reference += f" over a cache of {self.quantisation.dtype}"
         if not self.judged and self.passed:
-            state = f"differs from {reference} up to position {self.reach}, which has other weights"
+            state = f"compared with {reference} up to position {self.reach}"
         elif not self.passed:
             state = f"DOES NOT AGREE with {reference} ({'; '.join(self.failures)})"
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def run(
     if need_engine:
         _check_engine(package, found)
     judged = tolerance is not None or not _has_other_weights(manifest)
-    rules = _rules(manifest, tolerance, found)
+    rules = _rules(manifest, tolerance, found) if judged else _no_limits(manifest, found)
     memory = reference_memory(checkpoint)
     peers = _peers(rules, found)
     settings = _settings(manifest, checkpoint, peers, by_layer=memory.by_layer)
@@ -94,6 +95,7 @@ def run(
         skipped=skipped,
         quantisation=_quantisation(manifest, compared),
         engine=section,
+        file=None,
         judged=judged,
         cache_bytes=package_cache_bytes(manifest),
         seconds=time.monotonic() - started,
@@ -184,6 +186,11 @@ def _rules(manifest: Manifest, tolerance: float | None, engine: _Engine | None) 
     if engine is not None:
         rules["engine"] = Rule.of(manifest.precision, tolerance, quantised=quantised)
     return rules
+
+
+def _no_limits(manifest: Manifest, engine: _Engine | None) -> dict[str, Rule]:
+    rule = Rule(precision=manifest.precision, tolerance=math.inf)
+    return {"ort": rule} if engine is None else {"ort": rule, "engine": rule}
 
 
 def _peers(rules: dict[str, Rule], engine: _Engine | None) -> tuple[str, ...]:

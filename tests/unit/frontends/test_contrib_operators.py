@@ -289,3 +289,21 @@ def test_what_onnxruntime_runs_stays() -> None:
     body = "n = SimplifiedLayerNormalization(q, w) y = com.microsoft.FastGelu(n)"
     result = lowered(parse(body, random(FULL), random({"w": (HEADS * D,)})))
     assert [node.op_type for node in result.graph] == ["SimplifiedLayerNormalization", "FastGelu"]
+
+
+@pytest.mark.parametrize("attributes", ["is_causal=1", "scale=0.5,softcap=2.0"])
+def test_standard_attention_of_joined_heads(attributes: str) -> None:
+    body = f"y = Attention<q_num_heads={HEADS},kv_num_heads={KV_HEADS},{attributes}>(q,k,v)"
+    result = assert_same(body, random(THREE_TENSORS), {})
+    (attention,) = [node for node in result.graph if node.op_type == "Attention"]
+    shapes = [str(value.shape) for value in attention.inputs if value is not None]
+    assert shapes == ["[batch,4,tokens,32]", "[batch,2,tokens,32]", "[batch,2,tokens,32]"]
+
+
+@pytest.mark.parametrize(("partial", "columns"), [("", 16), ("rotary_embedding_dim=8,", 4)])
+def test_standard_rotation_of_joined_heads(partial: str, columns: int) -> None:
+    feeds = {**random({"q": (B, S, HEADS * D)}), **OWN}
+    body = f"y = RotaryEmbedding<{partial}num_heads={HEADS}>(q,cos,sin,position_ids)"
+    result = assert_same(body, feeds, tables(columns))
+    (rotation,) = [node for node in result.graph if node.op_type == "RotaryEmbedding"]
+    assert str(rotation.outputs[0].shape) == "[batch,4,tokens,32]"

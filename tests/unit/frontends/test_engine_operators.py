@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from ctx_export.core.errors import UserError
-from ctx_export.frontends.engine_operators import lower_for_engine
+from ctx_export.frontends.engine_operators import lower_for_engine, without_standard_form
 from tests.support.contrib_graphs import parse, run
 
 B, S, WIDTH = 2, 5, 48
@@ -135,6 +135,8 @@ def test_weights_that_an_engine_cannot_read(attributes: str, inputs: str, reason
 
 
 def test_an_operator_without_a_standard_form_is_named() -> None:
-    model = ir.from_proto(parse(f"y = {MS}.QMoE(x)", random({"x": (B, S, WIDTH)}), {}))
+    body = f"g = {MS}.QuickGelu(x) y = {MS}.QMoE(g)"
+    model = ir.from_proto(parse(body, random({"x": (B, S, WIDTH)}), {}))
+    assert without_standard_form(model.graph) == ["QMoE"]
     with pytest.raises(UserError, match=r"^QMoE \(y\) of com\.microsoft .*--engine none"):
         lower_for_engine(model)
