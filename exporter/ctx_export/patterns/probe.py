@@ -198,17 +198,36 @@ def _node(node: ir.Node, constants: Feeds) -> onnx.NodeProto:
     import onnx
 
     proto = ir.to_proto(node)
+    assert isinstance(proto, onnx.NodeProto)
+    if node.op_type == "Constant" and node.outputs[0] in constants:
+        held = onnx.numpy_helper.from_array(_computed(constants[node.outputs[0]]))
+        del proto.attribute[:]
+        proto.attribute.append(onnx.helper.make_attribute("value", held))
+    _lengthen(proto)
+    return proto
+
+
+def _lengthen(proto: onnx.NodeProto) -> None:
+    """float32 in place of shorter types in the attributes of a node and in its subgraphs."""
+    import onnx
+
     short = [int(dtype) for dtype in _SHORT]
-    replaced = constants.get(node.outputs[0]) if node.op_type == "Constant" else None
+    del proto.metadata_props[:]
     for attribute in proto.attribute:
         if attribute.name in ("to", "dtype") and attribute.i in short:
             attribute.i = onnx.TensorProto.FLOAT
-        if attribute.HasField("t"):
-            held = onnx.numpy_helper.to_array(attribute.t) if replaced is None else replaced
-            attribute.t.CopyFrom(onnx.numpy_helper.from_array(_computed(held)))
-    del proto.metadata_props[:]
-    assert isinstance(proto, onnx.NodeProto)
-    return proto
+        if attribute.HasField("t") and attribute.t.data_type in short:
+            held = _computed(onnx.numpy_helper.to_array(attribute.t))
+            attribute.t.CopyFrom(onnx.numpy_helper.from_array(held))
+        for inner in attribute.g.node:
+            _lengthen(inner)
+        for tensor in attribute.g.initializer:
+            if tensor.data_type in short:
+                held = _computed(onnx.numpy_helper.to_array(tensor))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(held, tensor.name))
+        for info in (*attribute.g.output, *attribute.g.value_info):
+            if info.type.tensor_type.elem_type in short:
+                info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
 
 
 def input_at(value: ir.Value, extent: Extent) -> NDArray[Any]:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.inspection import cache_bytes as package_cache_bytes
 from ctx_export.core.manifest import BOUNDED, MODEL_NAME, CacheInfo, Manifest
 from ctx_export.core.plan import describe_caches
 from ctx_export.core.progress import Progress, SilentProgress
+from ctx_export.inspection.package import cache_bytes as package_cache_bytes
 from ctx_export.validate.compare import Rule
 from ctx_export.validate.memory import gibibytes, parameters, reference_memory
 from ctx_export.validate.package_side import Compared, compare_session
