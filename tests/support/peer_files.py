@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from tests.support.families import edit_config
-
 FOLDER = Path(__file__).resolve().parents[1] / "fixtures" / "onnx"
 # Their writers left out what the checkpoint's config.json says.
 UNFAITHFUL = ("gemma2/optimum-past", "mistral/genai-fp32-cpu")
@@ -41,6 +39,11 @@ class PeerFile:
         tool, kind = self.writer.split("-", 1)
         return kind.split("-")[0] if tool == "genai" else "fp32"
 
+    def copied(self, place: Path) -> Path:
+        """A copy to export: packages link a file's weights, and onnx reads no linked ones."""
+        shutil.copytree(self.path.parent, place)
+        return place / self.path.name
+
     def held_checkpoint(self, place: Path) -> Path:
         """The checkpoint of the weights that the file holds: its own, or one written to `place`
         with what 4-bit weights stand for."""
@@ -68,9 +71,7 @@ def dequantised_checkpoint(file: PeerFile, place: Path) -> Path:
     assert replaced.keys() <= tensors.keys() | {"lm_head.weight"}
     if "lm_head.weight" in replaced and "lm_head.weight" not in tensors:
         replaced["model.embed_tokens.weight"] = replaced.pop("lm_head.weight")  # tied
-    assert all(np.abs(replaced[name] - tensors[name]).max() < 1 for name in replaced)
     save_file(tensors | replaced, path, {"format": "pt"})
-    edit_config(place)
     return place
 
 
@@ -107,4 +108,4 @@ def unpacked(node: onnx.NodeProto, inputs: list[np.ndarray]) -> np.ndarray:
     packed = packed.reshape(rows, blocks, size // 2)
     numbers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, blocks, size)
     weights = (numbers.astype(np.float32) - 8) * scales.reshape(rows, blocks, 1)
-    return weights.reshape(rows, blocks * size)[:, :columns]
+    return np.ascontiguousarray(weights.reshape(rows, blocks * size)[:, :columns])
