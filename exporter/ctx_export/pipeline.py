@@ -137,7 +137,7 @@ def export_source(
         own = _operators_of_onnxruntime(model)
         _check_engine(recipe, own)
         progress.stage("writing weights")
-        manifest = write_model(model, source, planned, stage, progress)
+        manifest = write_model(model, source, planned, stage, progress, copy=recipe.copy_weights)
         copy_tokenizer(source.tokenizers, stage)
         manifest, lines = _add_engine(manifest, recipe, own, stage, progress)
         manifest.save(stage)
@@ -164,9 +164,10 @@ def _calibrated(planned: Plan, source: Source, recipe: Recipe, progress: Progres
 
 
 def _operators_of_onnxruntime(model: ir.Model) -> str:
-    """Operators that no other runtime has, in words; empty without any."""
-    found = {node.op_type for node in model.graph if node.domain == "com.microsoft"}
-    return ", ".join(sorted(found))
+    """Operators of onnxruntime's that no standard ones stand for, in words; empty without any."""
+    from ctx_export.frontends.engine_operators import without_standard_form
+
+    return ", ".join(without_standard_form(model.graph))
 
 
 def _check_engine(recipe: Recipe, own: str) -> None:

@@ -1,4 +1,4 @@
-"""Weight files in a package: the source's own, hard-linked, under names nothing else takes."""
+"""Weight files in a package: the source's own, shared, under names nothing else takes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ DATA_NAME = "model.onnx.data"  # what the package writes itself
 _TAKEN_SUFFIXES = frozenset(
     {".onnx", ".engine", ".so", ".json", ".md", ".model", ".txt", ".jinja", ".yaml", ".pbtxt"}
 )
+_FICLONE = 0x40049409
 _ACROSS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
 
 
@@ -22,13 +23,14 @@ class LinkedFile:
     """A weight file in the package."""
 
     name: str
-    copied: bool
+    how: str  # cloned, linked, copied
 
 
 def link_files(
-    files: Iterable[Path], directory: Path, taken: Iterable[str] = ()
+    files: Iterable[Path], directory: Path, taken: Iterable[str] = (), *, copy: bool = False
 ) -> dict[Path, LinkedFile]:
-    """Link every one of `files` into `directory`, or copy it where a link cannot be made.
+    """Put every one of `files` into `directory`: as a clone that shares its blocks where the file
+    system can, else as a hard link, else, or where `copy` asks for it, as a copy.
 
     They keep their names, except those of `taken`, such as the package's own files have, and the
     second of two that are equal.
@@ -38,7 +40,7 @@ def link_files(
     for file in sorted(files):
         name = _free_name(file.name, used)
         used.add(name)
-        done[file] = LinkedFile(name=name, copied=_link(file, directory / name))
+        done[file] = LinkedFile(name=name, how=_put(file.resolve(), directory / name, copy))
     return done
 
 
@@ -51,13 +53,33 @@ def _free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def _link(file: Path, target: Path) -> bool:
-    """Whether the file had to be copied."""
+def _put(file: Path, target: Path, copy: bool) -> str:
+    if copy:
+        shutil.copyfile(file, target)
+        return "copied"
+    if _clone(file, target):
+        return "cloned"
     try:
-        os.link(file.resolve(), target)
-        return False
+        os.link(file, target)
+        return "linked"
     except OSError as error:
         if error.errno not in _ACROSS:
             raise
         shutil.copyfile(file, target)
-        return True
+        return "copied"
+
+
+def _clone(file: Path, target: Path) -> bool:
+    """Make `target` a file of its own that shares the blocks of `file` (ioctl_ficlone(2))."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    with file.open("rb") as source, target.open("xb") as made:
+        try:
+            fcntl.ioctl(made.fileno(), _FICLONE, source.fileno())
+            return True
+        except OSError:
+            pass
+    target.unlink()
+    return False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ctx_export.build.weights import StoredWeights, store_weights
+from ctx_export.build.weights import StoredWeights, Storing, store_weights
 from ctx_export.core.manifest import MODEL_NAME, Manifest
 from ctx_export.core.plan import Plan
 from ctx_export.core.progress import Progress
@@ -27,13 +27,18 @@ def rewritten(source: Source, plan: Plan) -> ir.Model:
 
 
 def write_model(
-    model: ir.Model, source: Source, plan: Plan, directory: Path, progress: Progress
+    model: ir.Model,
+    source: Source,
+    plan: Plan,
+    directory: Path,
+    progress: Progress,
+    *,
+    copy: bool = False,
 ) -> Manifest:
     """Write a rewritten graph with its weights into `directory`; the manifest, without engine and
-    validation, is the caller's to save."""
-    stored = store_weights(
-        model.graph, source.weights, directory, progress, move_constants=source.file is not None
-    )
+    validation, is the caller's to save. `copy`: the source's files are not shared."""
+    how = Storing(move_constants=source.file is not None, copy=copy)
+    stored = store_weights(model.graph, source.weights, directory, progress, how)
     ir.save(model, directory / MODEL_NAME)
     return _manifest(source, plan, stored)
 

@@ -32,7 +32,16 @@ class StoredWeights:
     """The manifest's `weights` entry."""
 
     files: tuple[str, ...]
-    storage: str  # linked, copied, converted
+    storage: str  # cloned, linked, copied, converted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storing:
+    """`move_constants`: those inside the graph of more than a kilobyte leave it. `copy`: the
+    source's files are copied, not shared."""
+
+    move_constants: bool = False
+    copy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,23 +58,22 @@ def store_weights(
     weights: Mapping[str, Tensor],
     directory: Path,
     progress: Progress,
-    *,
-    move_constants: bool = False,
+    how: Storing = Storing(),
 ) -> StoredWeights:
     """Give every weight of `graph` its external data in `directory`.
 
     `weights` are a checkpoint's tensors by name; other weights have their data already: external
-    ones lie in the files of the model they come from, and with `move_constants` those inside the
-    graph of more than a kilobyte leave it. Files are hard-linked where no weight they hold changes
-    type (copied across file systems); weights that change type, are kept in pieces or lie in the
-    graph are written into one data file. Never holds more than one tensor.
+    ones lie in the files of the model they come from. Files are shared where no weight they hold
+    changes type (copied across file systems); weights that change type, are kept in pieces or lie
+    in the graph are written into one data file. Never holds more than one tensor.
     """
     _check_data(graph, weights)
     places = dict(_places(graph, weights))
     changed = {n: weights[n] for n in graph.initializers if n in weights and n not in places}
-    inside = _constants(graph) if move_constants else {}
+    inside = _constants(graph) if how.move_constants else {}
     own = {DATA_NAME} if changed or inside else set()
-    linked = link_files({place.file for place in places.values()}, directory, own)
+    files = {place.file for place in places.values()}
+    linked = link_files(files, directory, own, copy=how.copy)
     for name, place in places.items():
         _refer(graph, name, linked[place.file].name, place.offset, place.length)
     names = {file.name for file in linked.values()} | own
@@ -73,8 +81,9 @@ def store_weights(
         with (directory / DATA_NAME).open("xb") as out:  # never into a file that is linked
             _convert(graph, changed, out, progress)
             _move(graph, inside, out, progress)
-    copied = any(file.copied for file in linked.values()) or bool(inside)
-    storage = "converted" if changed else "copied" if copied else "linked"
+    ways = {file.how for file in linked.values()} | ({"copied"} if inside else set())
+    ways |= {"converted"} if changed else set()
+    storage = next((way for way in ("converted", "copied", "linked") if way in ways), "cloned")
     return StoredWeights(files=tuple(sorted(names)), storage=storage)
 
 

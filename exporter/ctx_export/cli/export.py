@@ -89,6 +89,13 @@ def package_options(function: Decorated) -> Decorated:
         click.option("--max-batch", type=Size(), help="Sequences at once. [default: 1]"),
         click.option("--max-chunk", type=Size(), help="New tokens of one call. [default: 1k]"),
         click.option(
+            "--copy-weights",
+            is_flag=True,
+            default=None,
+            help="Copy the source's weight files into the package, where they are else shared "
+            "with it: onnx.load refuses files with several hard links.",
+        ),
+        click.option(
             "--no-validate",
             is_flag=True,
             help="Do not compare with PyTorch, nor with the .onnx file.",

@@ -78,7 +78,7 @@ class Manifest:
     layers: tuple[CacheInfo, ...]
     precision: str  # fp32, fp16, bf16
     io: tuple[TensorInfo, ...]
-    weights: Mapping[str, Any]  # files, storage: linked | copied | converted
+    weights: Mapping[str, Any]  # files, storage: cloned | linked | copied | converted
     generator: Mapping[str, str]  # versions of ctx-export and of what it was built with
     # Of an ONNX file: file, producer, opset, quantised_weights, reference; None: of a checkpoint.
     source: Mapping[str, Any] | None = None

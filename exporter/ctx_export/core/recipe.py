@@ -46,6 +46,7 @@ class Recipe:
     max_batch: int = 1
     max_chunk: int | None = None  # None: 1024, or the target where that is less
     parameters: Mapping[str, Any] = field(default_factory=dict)  # of the method, by HF key
+    copy_weights: bool = False  # rather than share the source's files
     validate: bool = True
     tolerance: float | None = None  # None: 1e-3 of the logit scale in float32, else the rule
     force: bool = False
@@ -315,6 +316,7 @@ _CONVERTERS: dict[str, Callable[[Any, str], Any]] = {
     "kv_cache_dtype": _text,
     "calibration": _path,
     "engine": _text,
+    "copy_weights": _boolean,
     "max_batch": _size,
     "max_chunk": _size,
     "reference": _text,

@@ -148,7 +148,9 @@ class _Cut:
     def model(self, outputs: Sequence[ir.Value]) -> onnx.ModelProto:
         import onnx
 
-        nodes = [_node(node, self._constants) for node in self._nodes]
+        nodes = [
+            proto for node in self._nodes for proto in _for_every_row(_node(node, self._constants))
+        ]
         opsets = {node.domain for node in self._nodes} | {""}
         versions = dict(self._view.graph.opset_imports)
         proto = onnx.helper.make_graph(
@@ -228,6 +230,26 @@ def _lengthen(proto: onnx.NodeProto) -> None:
         for info in (*attribute.g.output, *attribute.g.value_info):
             if info.type.tensor_type.elem_type in short:
                 info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+def _for_every_row(proto: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A node with what it needs in front: onnxruntime's RotaryEmbedding wants cosines of every
+    sequence, where exporters give one row of positions for all."""
+    from onnx.helper import make_node
+
+    if proto.domain or proto.op_type != "RotaryEmbedding" or len(proto.input) > 3:
+        return [proto]
+    name = proto.output[0]
+    nodes = [
+        make_node("Shape", [proto.input[0]], [f"{name}.rows"], start=0, end=1),
+        make_node("Constant", [], [f"{name}.ones"], value_ints=[1, 1]),
+        make_node("Concat", [f"{name}.rows", f"{name}.ones"], [f"{name}.sizes"], axis=0),
+    ]
+    for index in (1, 2):
+        wide = f"{name}.table{index}"
+        nodes.append(make_node("Expand", [proto.input[index], f"{name}.sizes"], [wide]))
+        proto.input[index] = wide
+    return [*nodes, proto]
 
 
 def input_at(value: ir.Value, extent: Extent) -> NDArray[Any]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from ctx_export.build.link import link_files
-from ctx_export.build.weights import store_weights
+from ctx_export.build.weights import Storing, store_weights
 from ctx_export.core.progress import SilentProgress
 
 
@@ -33,7 +33,9 @@ def graph_of(*tensors: ir.TensorProtocol) -> ir.Model:
 def stored(model: ir.Model, directory: Path) -> tuple[onnx.ModelProto, tuple[str, ...], str]:
     """The saved graph with the bytes that its weights refer to, read as the format says."""
     directory.mkdir(exist_ok=True)
-    found = store_weights(model.graph, {}, directory, SilentProgress(), move_constants=True)
+    found = store_weights(
+        model.graph, {}, directory, SilentProgress(), Storing(move_constants=True)
+    )
     ir.save(model, directory / "model.onnx")
     proto = onnx.load(directory / "model.onnx", load_external_data=False)
     for tensor in proto.graph.initializer:
@@ -122,3 +124,18 @@ def test_two_files_of_one_name_stay_two(tmp_path):
         files[-1].write_text(folder)
     linked = link_files(files, out)
     assert [(out / linked[file].name).read_text() for file in files] == ["a", "b"]
+
+
+def test_shared_files_can_be_copied_instead(tmp_path):
+    """onnx.load, since 1.23, and onnx.checker refuse data with several hard links."""
+    source, out = tmp_path / "w.safetensors", tmp_path / "out"
+    source.write_bytes(b"weights")
+    out.mkdir()
+    copied = link_files([source], out, copy=True)[source]
+    assert copied.how == "copied"
+    assert (out / copied.name).stat().st_nlink == source.stat().st_nlink == 1
+    assert (out / copied.name).read_bytes() == b"weights"
+    shared = link_files([source], out, {source.name})[source]
+    links = {"cloned": 1, "linked": 2, "copied": 1}
+    assert source.stat().st_nlink == links[shared.how]
+    assert (out / shared.name).read_bytes() == b"weights"
