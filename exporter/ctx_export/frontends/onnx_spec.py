@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.model_spec import ModelSpec
+from ctx_export.core.model_spec import UNKNOWN_FAMILY, ModelSpec
 from ctx_export.core.rope_settings import RopeSettings
 from ctx_export.frontends.checkpoint import Checkpoint, model_spec, read_config
 from ctx_export.frontends.onnx_tables import exact_tables, plain_base
@@ -105,7 +105,7 @@ def _spec_of_graph(
             "the checkpoint that it was made from"
         )
     return ModelSpec(
-        family=str(model.get("type") or "onnx"),
+        family=str(model.get("type") or UNKNOWN_FAMILY),
         layers=len(sites),
         heads=heads,
         kv_heads=kv_heads,

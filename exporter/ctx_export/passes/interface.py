@@ -22,6 +22,7 @@ _PROJECTIONS = {
 }
 _CHOOSING = ("Slice", "Gather", "GatherND", "GatherElements")
 _END = np.iinfo(np.int32).max
+_DIM_AXES = (2, -1)  # of [batch, tokens, dim]
 
 
 def project_chosen_rows(graph: ir.Graph, rows: ir.Value) -> None:
@@ -61,13 +62,21 @@ def _rows_input(node: ir.Node) -> ir.Value:
 
 
 def _chooses_tokens(node: ir.Node) -> bool:
-    """Whether a node leaves tokens out; a slice from the first to the last one does not."""
+    """Whether a node leaves tokens out: not one that looks up an embedding, picks of another
+    axis, or slices from the first to the last."""
+    data = node.inputs[0]
+    if data is None or data.is_initializer() or constant(data) is not None:
+        return False
+    if node.op_type == "Gather":
+        return node.attributes.get_int("axis", 0) not in _DIM_AXES
     if node.op_type != "Slice":
         return True
     bounds = [constant(value) for value in node.inputs[1:]]
     if any(bound is None for bound in bounds):
         return True
-    starts, ends = (np.asarray(bound).reshape(-1) for bound in bounds[:2])
+    starts, ends, *axes = (np.asarray(bound).reshape(-1) for bound in bounds)
+    if axes and all(int(axis) in _DIM_AXES for axis in axes[0]):
+        return False
     return bool((starts != 0).any() or (ends < _END).any())
 
 

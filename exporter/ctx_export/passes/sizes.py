@@ -39,8 +39,6 @@ def _range(shape: ir.Node, sizes: Sequence[str]) -> list[str]:
 def _read(shape: ir.Node, sizes: Sequence[str]) -> list[str]:
     """The sizes that are read from a Shape node: all of them, or those that Gathers pick."""
     given, picked = _range(shape, sizes), []
-    if shape.outputs[0].is_graph_output():
-        return given
     for use in shape.outputs[0].uses():
         index = constant(use.node.inputs[1]) if use.node.op_type == "Gather" else None
         if index is None or use.idx != 0:
@@ -68,3 +66,4 @@ def _compose(shape: ir.Node, sizes: Sequence[str], input_ids: ir.Value) -> None:
     whole.type, whole.shape = old.type, old.shape
     graph.insert_before(shape, tape.nodes)
     ir.convenience.replace_all_uses_with(old, whole)
+    graph.remove(shape, safe=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -68,6 +68,18 @@ class FileSection:
             "rule": self.rule,
             "passed": self.passed,
         }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> FileSection:
+        """The inverse of `to_json`."""
+        errors = {how: math.inf if e is None else float(e) for how, e in raw["errors"].items()}
+        return cls(
+            file=raw["file"],
+            state=raw["state"],
+            largest=tuple(errors.items()),
+            limit=float(raw["limit"]),
+            rule=raw["rule"],
+        )
 
     def remark(self) -> str:
         """One line for the report and the terminal."""

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import BOUNDED, MODEL_NAME, CacheInfo, Manifest
+from ctx_export.core.model_spec import UNKNOWN_FAMILY
 from ctx_export.core.plan import describe_caches
 from ctx_export.core.progress import Progress, SilentProgress
 from ctx_export.inspection.package import cache_bytes as package_cache_bytes
 from ctx_export.validate.compare import Rule
+from ctx_export.validate.file_check import FileSection
 from ctx_export.validate.memory import gibibytes, parameters, reference_memory
 from ctx_export.validate.package_side import Compared, compare_session
 from ctx_export.validate.pairwise_side import PairwiseSettings, needs_pairs, pairwise_logits
@@ -95,7 +97,7 @@ def run(
         skipped=skipped,
         quantisation=_quantisation(manifest, compared),
         engine=section,
-        file=None,
+        file=_file_check(manifest),
         judged=judged,
         cache_bytes=package_cache_bytes(manifest),
         seconds=time.monotonic() - started,
@@ -130,13 +132,20 @@ def _checked(manifest: Manifest, reference: Path) -> Any:
 
     checkpoint = read_checkpoint(reference)
     spec, model = checkpoint.spec, manifest.model
-    for name in ("family", "layers", "heads", "kv_heads", "head_dim", "vocab"):
+    stated = () if model["family"] == UNKNOWN_FAMILY else ("family",)
+    for name in (*stated, "layers", "heads", "kv_heads", "head_dim", "vocab"):
         if getattr(spec, name) != model[name]:
             raise UserError(
                 f"reference {reference} has {name} {getattr(spec, name)}, the package "
                 f"{model[name]}: give the checkpoint that the package was made from"
             )
     return checkpoint
+
+
+def _file_check(manifest: Manifest) -> FileSection | None:
+    """What the export found when it had the ONNX file at hand."""
+    found = (manifest.validation or {}).get("file_check")
+    return None if found is None else FileSection.from_json(found)
 
 
 def _has_other_weights(manifest: Manifest) -> bool:
