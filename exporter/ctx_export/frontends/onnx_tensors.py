@@ -84,6 +84,8 @@ def fill_external(path: Path, tensor: onnx.TensorProto) -> None:
         return
     entries = {entry.key: entry.value for entry in tensor.external_data}
     name = _name(tensor)
+    if not all(isinstance(text, str) for entry in entries.items() for text in entry):
+        raise UserError(f"{path}: where tensor {name} has its data is no text: {_AGAIN}")
     data = _data_file(path, name, entries.get("location", ""))
     needed = byte_count(tensor)
     offset = _whole(path, name, "offset", entries.get("offset", "0"))

@@ -195,6 +195,15 @@ def test_external_data_that_is_not_the_tensor_s_is_refused(tmp_path, entries, wo
     refused(tmp_path, model, "table", *words)
 
 
+def test_a_location_that_is_no_text_is_refused(tmp_path):
+    model = tokens_to_logits()
+    externalise(model, tmp_path)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"data.bin", b"data\xff\xfebi"))
+    with pytest.raises(UserError, match=r"no text|not an ONNX model"):
+        read_proto(path)
+
+
 def test_a_link_out_of_the_directory_is_refused(tmp_path):
     inside = tmp_path / "inside"
     inside.mkdir()
