@@ -175,9 +175,6 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     types = layer_types(config, layers)
     if config.get("use_sliding_window") is False or not window:
         return (0,) * layers
-    if types is None and "max_window_layers" in config and "use_sliding_window" in config:
-        full = int(config["max_window_layers"])
-        return tuple(0 if layer < full else window for layer in range(layers))
     if types is None:
         return (window,) * layers
     return tuple(window if kind == SLIDING else 0 for kind in types)
