@@ -19,6 +19,7 @@ from ctx_export.frontends.source import Source
 from ctx_export.pipeline import load_source, run
 from ctx_export.validate import validation
 from tests.support.feeding import error
+from tests.support.graph_files import check_strictly, nodes
 from tests.support.measuring import METHODS, TOLERANCE, Oracle, measured, package
 from tests.support.peer_files import UNFAITHFUL, PeerFile, peer_files
 
@@ -95,25 +96,20 @@ def test_prefill_and_decode_equal_pytorch(lab, method, support):
     assert limit < 0.05, "another method's table would pass"
 
 
-def test_the_graph_is_strict_and_no_larger_than_the_file_s(lab):
+def test_the_graph_is_strict_and_no_larger_than_the_file_s(lab, tmp_path):
     """Strict where the file's graph is: the builder's has operators that ONNX does not know."""
     made = lab.package("yarn") / "model.onnx"
-    if is_strict(lab.file.path):
-        onnx.checker.check_model(str(made), full_check=True)
+    if is_strict(lab.file.path, tmp_path / "file"):
+        check_strictly(made, tmp_path / "package")
     assert nodes(made) <= nodes(lab.file.path) + LAYERS * ADDED.get(str(lab.file), 0)
 
 
-def is_strict(path: Path) -> bool:
+def is_strict(path: Path, place: Path) -> bool:
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        check_strictly(path, place)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
         return False
     return True
-
-
-def nodes(path: Path) -> int:
-    graph = onnx.load(path, load_external_data=False).graph
-    return sum(node.op_type != "Constant" for node in graph.node)
 
 
 def test_an_optimum_file_whose_writer_dropped_the_soft_cap_fails_its_checkpoint(tmp_path):

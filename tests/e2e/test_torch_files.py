@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import onnx
 import pytest
 
 from ctx_export.core.recipe import Recipe
 from ctx_export.frontends.source import Source
 from ctx_export.pipeline import load_source
 from tests.support.decoders import DECODERS, save_decoder
+from tests.support.graph_files import check_strictly, nodes
 from tests.support.measuring import METHODS, TOLERANCE, Oracle, measured, package
 from tests.support.torch_files import Form, write
 
@@ -84,10 +84,5 @@ def test_every_opset_of_both_exporters_is_read(form, tmp_path):
     before = nodes(Path(lab.recipe.model))
     made = lab.package("yarn")
     assert measured(made, lab.oracle, "yarn") <= TOLERANCE
-    onnx.checker.check_model(onnx.load(made / "model.onnx", load_external_data=False), True)
+    check_strictly(made / "model.onnx", tmp_path / "checked")
     assert nodes(made / "model.onnx") <= before
-
-
-def nodes(path: Path) -> int:
-    model = onnx.load(path, load_external_data=False)
-    return sum(node.op_type != "Constant" for node in model.graph.node)

@@ -44,8 +44,9 @@ def table(support: Mapping[str, Any]) -> str:
 
 
 def _cell(errors: Errors, method: str) -> str:
-    files = [held[method] for source, held in errors.items() if source != CHECKPOINT]
-    both = (_text(errors.get(CHECKPOINT, {}).get(method)), _text(max(files, default=None)))
+    files = [held for source, held in errors.items() if source != CHECKPOINT]
+    worst = max((held[method] for held in files if method in held), default=None)
+    both = (_text(errors.get(CHECKPOINT, {}).get(method)), _text(worst))
     return " · ".join(both)
 
 
