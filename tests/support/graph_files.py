@@ -11,7 +11,7 @@ import onnx
 def check_strictly(model: Path, place: Path) -> None:
     """onnx.checker with strict shape inference; raises what onnx raises.
 
-    On a copy: a package links the weights it was made from, and onnx reads no linked file.
+    On a copy: a checkpoint's shards are linked, and onnx reads no file with several links.
     """
     shutil.copytree(model.parent, place)
     onnx.checker.check_model(str(place / model.name), full_check=True)

@@ -40,7 +40,7 @@ class PeerFile:
         return kind.split("-")[0] if tool == "genai" else "fp32"
 
     def copied(self, place: Path) -> Path:
-        """A copy to export: packages link a file's weights, and onnx reads no linked ones."""
+        """A copy to export, so that nothing can change the fixture."""
         shutil.copytree(self.path.parent, place)
         return place / self.path.name
 
