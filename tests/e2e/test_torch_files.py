@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from ctx_export.core.progress import SilentProgress
 from ctx_export.core.recipe import Recipe
 from ctx_export.frontends.source import Source
 from ctx_export.pipeline import load_source
+from ctx_export.validate.file_check import check_file
 from tests.support.decoders import DECODERS, save_decoder
 from tests.support.graph_files import check_strictly, nodes
 from tests.support.measuring import METHODS, TOLERANCE, Oracle, measured, package
@@ -22,6 +24,9 @@ from tests.support.torch_files import Form, write
 OPSETS = (
     *(Form(dynamo=True, opset=opset) for opset in (18, 20, 21, 22, 23, 24)),
     *(Form(dynamo=False, opset=opset) for opset in (14, 17)),
+    Form(dynamo=True, opset=18, cached=True),
+    Form(dynamo=True, opset=23, cached=True),
+    Form(dynamo=False, opset=17, cached=True),
 )
 # Families of which no other tool's file is among the fixtures. TorchScript writes a cohere that
 # onnxruntime cannot run.
@@ -84,5 +89,6 @@ def test_every_opset_of_both_exporters_is_read(form, tmp_path):
     before = nodes(Path(lab.recipe.model))
     made = lab.package("yarn")
     assert measured(made, lab.oracle, "yarn") <= TOLERANCE
+    assert check_file(lab.source, tmp_path, SilentProgress()).passed
     check_strictly(made / "model.onnx", tmp_path / "checked")
     assert nodes(made / "model.onnx") <= before

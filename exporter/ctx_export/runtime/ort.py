@@ -201,6 +201,9 @@ def _settings(directory: Path, threads: int | None) -> Any:
     settings.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(directory.absolute())
     )
+    # Dequantised 4-bit weights are multiplied as the graph says: by activations that are not
+    # rounded to 8 bits, which onnxruntime would do by default.
+    settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     # Threads wait actively for the next operator, not for the next call.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     return settings

@@ -53,6 +53,7 @@ class OriginalFile:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         folder = "session.model_external_initializers_file_folder_path"
         settings.add_session_config_entry(folder, str(path.parent.resolve()))
+        settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         try:
             model = _read(path)
             self.unrounded = _without_rounding(model.graph)
