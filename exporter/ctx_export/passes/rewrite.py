@@ -19,6 +19,7 @@ from ctx_export.ops.rotary import scaled_rotary_embedding
 from ctx_export.ops.spec import DOMAIN, OPSET_VERSION, PLUGIN_ATTRIBUTES
 from ctx_export.passes.fuse import fuse
 from ctx_export.passes.locate import Site, locate
+from ctx_export.passes.token_major import keep_tokens_first
 from ctx_export.patterns.match import describe
 from ctx_export.patterns.region import Region
 from ctx_export.patterns.rotary import HEADS_FIRST, RotaryMatch
@@ -51,7 +52,7 @@ def rewrite(model: ir.Model, plan: Plan) -> None:
     variant = _variant(sites, plan)
     for site in sites:
         _replace_site(graph, SiteInputs(site, plan, values, shared, variant))
-    variant = fuse(graph, variant)
+    variant = keep_tokens_first(graph, fuse(graph, variant))
     _set_interface(graph, plan, values)
     model.functions.clear()
     for function in (
@@ -342,6 +343,7 @@ def _attention(
             **(inputs.rotation() if unrotated else {"rotary_dim": 0, "interleaved": 0}),
             "rotation": int(inputs.variant.rotation),
             "sink_position": 0,
+            "layout": int(inputs.variant.layout),
             "optional_inputs": ",".join(inputs.variant.optional),
             **PLUGIN_ATTRIBUTES,
         },
