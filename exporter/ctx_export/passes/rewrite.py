@@ -52,8 +52,10 @@ def rewrite(model: ir.Model, plan: Plan) -> None:
     variant = _variant(sites, plan)
     for site in sites:
         _replace_site(graph, SiteInputs(site, plan, values, shared, variant))
-    variant = keep_tokens_first(graph, fuse(graph, variant))
+    variant = fuse(graph, variant)
     _set_interface(graph, plan, values)
+    common_passes.RemoveUnusedNodesPass()(model)
+    variant = keep_tokens_first(graph, variant)
     model.functions.clear()
     for function in (
         scaled_rotary_embedding(),

@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from ctx_export.ops.attention import AttentionVariant
 from ctx_export.ops.spec import DOMAIN, SINK_WINDOW_ATTENTION, Layout
+from ctx_export.passes.row_wise import RowWise, swap_later, swaps_heads, trace
 from ctx_export.patterns.match import Miss, constant, describe, dimension, producer
-from ctx_export.patterns.rotary import HEADS_FIRST
 
 _LOG = logging.getLogger(__name__)
 _PARTS = ("q", "k", "v")
@@ -25,10 +25,8 @@ _LAST_AXES = (-1, 2)  # of [B,S,H·D]
 class Projection:
     """q, k or v before its heads were brought in front of its tokens."""
 
-    split: ir.Value  # [B,S,H,D]
-    flat: (
-        ir.Value | None
-    )  # the [B,S,H·D] it was made from, where nothing else is known of it: None
+    rows: RowWise  # from a swap of heads and tokens to q, k or v
+    flat: ir.Value | None  # the same [B,S,H·D], None where there is no such value yet
     width: int  # H·D
 
 
@@ -67,7 +65,7 @@ def match(node: ir.Node) -> TokenMajorAttention | Miss:
     projections = []
     for name, value in zip(_PARTS, node.inputs, strict=False):
         assert value is not None
-        projection = _projection(value)
+        projection = _projection(value, node)
         if projection is None:
             reason = f"{name} is no [batch, token, head, dim] with heads brought first"
             return _miss(node, 1, f"{reason}, but {describe(value)}")
@@ -81,17 +79,13 @@ def match(node: ir.Node) -> TokenMajorAttention | Miss:
     )
 
 
-def _projection(value: ir.Value) -> Projection | None:
-    """What `value` [B,H,S,D] is a swap of."""
-    swap = value.producer()
-    if swap is None or not _swaps_heads(swap):
+def _projection(value: ir.Value, reader: ir.Node) -> Projection | None:
+    """What `value` [B,H,S,D], which `reader` attends to, is a swap of."""
+    rows, heads, dim = trace(value, reader), dimension(value, 1), dimension(value, 3)
+    if rows is None or heads is None or dim is None:
         return None
-    split, heads, dim = swap.inputs[0], dimension(value, 1), dimension(value, 3)
-    assert split is not None
-    if heads is None or dim is None:
-        return None
-    flat = _flat(split, heads * dim)
-    return Projection(split=split, flat=flat, width=heads * dim)
+    flat = None if rows.nodes else _flat(rows.swap.inputs[0], heads * dim)
+    return Projection(rows=rows, flat=flat, width=heads * dim)
 
 
 def _swap_of(y: ir.Value) -> ir.Node | str:
@@ -101,7 +95,7 @@ def _swap_of(y: ir.Value) -> ir.Node | str:
         if len(users) != 1 or y.is_graph_output():
             return f"{y.name} has {len(users)} readers"
         (user,) = users
-        if _swaps_heads(user) and not user.outputs[0].is_graph_output():
+        if swaps_heads(user) and not user.outputs[0].is_graph_output():
             return user
         if not _keeps_shape(user):
             return f"goes to {user.op_type} ({user.outputs[0].name})"
@@ -117,7 +111,7 @@ def _keeps_shape(node: ir.Node) -> bool:
     return sizes is not None and sizes == _sizes(made)
 
 
-def _flat(split: ir.Value, width: int) -> ir.Value | None:
+def _flat(split: ir.Value | None, width: int) -> ir.Value | None:
     """The value [B,S,H·D] whose reshaping is `split` [B,S,H,D]."""
     reshape = producer(split, "Reshape")
     flat = reshape.inputs[0] if reshape is not None else None
@@ -178,21 +172,23 @@ def _single(value: ir.Value | None) -> int | None:
     return int(array[0]) if array is not None and array.shape == (1,) else None
 
 
-def _swaps_heads(node: ir.Node) -> bool:
-    perm = node.attributes.get_ints("perm") if node.op_type == "Transpose" else None
-    return node.domain == "" and perm is not None and tuple(perm) == tuple(HEADS_FIRST)
-
-
 def _rewrite(graph: ir.Graph, site: TokenMajorAttention, layout: Layout) -> None:
     """Connect the attention with its projections; nodes between them lose their uses."""
     node = site.node
     node.attributes.add(ir.AttrInt64("layout", int(layout)))
     for index, projection in enumerate(site.projections):
         given = site.packed if layout == Layout.PACKED else projection.flat
-        if given is None:
-            given = _reshaped(graph, node, projection.split, (projection.width,))
-        node.replace_input_with(index, given)
+        node.replace_input_with(index, given or _flattened(graph, node, projection))
     _read_by_token(graph, site)
+
+
+def _flattened(graph: ir.Graph, node: ir.Node, projection: Projection) -> ir.Value:
+    """A projection as [B,S,H·D], after what is computed on its heads."""
+    rows = projection.rows
+    swap_later(rows)
+    split = rows.value if rows.nodes else rows.swap.inputs[0]
+    assert split is not None
+    return _reshaped(graph, node, split, (projection.width,))
 
 
 def _read_by_token(graph: ir.Graph, site: TokenMajorAttention) -> None:
