@@ -195,25 +195,37 @@ def _read_by_token(graph: ir.Graph, site: TokenMajorAttention) -> None:
     """y as [B,S,Hq·D], and what read it after its swap."""
     y, swapped = site.node.outputs[0], site.swap.outputs[0]
     assert y.shape is not None
-    by_head = [dimension(y, axis) for axis in (1, 3)]
-    sizes = [size for size in by_head if size is not None]
+    sizes = [size for axis in (1, 3) if (size := dimension(y, axis)) is not None]
     width = site.projections[0].width
     y.shape = ir.Shape([y.shape[0], y.shape[2], width])
-    reader: ir.Value | None = None
+    by_head: ir.Value | None = None
     for use in list(swapped.uses()):
-        if use.node.op_type == "Reshape" and use.idx == 0 and _flattens(use.node, width):
+        reshapes = use.node.op_type == "Reshape" and use.idx == 0
+        if reshapes and _flattens(use.node, width):
             ir.convenience.replace_all_uses_with(use.node.outputs[0], y)
             continue
-        if reader is None:
-            reader = _reshaped(graph, site.swap, y, sizes)
-        use.node.replace_input_with(use.idx, reader)
+        if reshapes and _copies_leading(use.node):
+            use.node.replace_input_with(0, y)
+            continue
+        if by_head is None:
+            by_head = _reshaped(graph, site.swap, y, sizes)
+        use.node.replace_input_with(use.idx, by_head)
 
 
 def _flattens(reshape: ir.Node, width: int) -> bool:
     """Whether [B,S,H,D] becomes [B,S,H·D]."""
-    flat = reshape.outputs[0]
-    is_flat = flat.shape is not None and len(flat.shape) == 3 and dimension(flat, 2) == width
-    return is_flat and _keeps_leading(reshape) and not flat.is_graph_output()
+    flat, asked = reshape.outputs[0], constant(reshape.inputs[1])
+    if flat.is_graph_output() or not _keeps_leading(reshape):
+        return False
+    if asked is not None and asked[2:].tolist() in ([width], [-1]):
+        return True
+    return flat.shape is not None and len(flat.shape) == 3 and dimension(flat, 2) == width
+
+
+def _copies_leading(reshape: ir.Node) -> bool:
+    """Whether a reshaping asks for none of its input's sizes but the first two."""
+    asked = constant(reshape.inputs[1])
+    return asked is not None and 0 not in asked[2:].tolist()
 
 
 def _reshaped(graph: ir.Graph, before: ir.Node, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
