@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctx_export.core.cache_type import AUTO
 from ctx_export.core.errors import UserError, ValidationFailed
-from ctx_export.core.manifest import MODEL_NAME, Manifest
+from ctx_export.core.manifest import Manifest
 from ctx_export.core.plan import Plan, make_plan
 from ctx_export.core.progress import Progress, SilentProgress
 from ctx_export.core.recipe import Recipe, build_recipe
@@ -36,7 +36,7 @@ def export(
     progress: Progress | None = None,
     **options: Any,
 ) -> Result:
-    """Export `model` (checkpoint directory, hub id or "demo") to the directory `output`.
+    """Export `model` (checkpoint directory, hub id, .onnx file or "demo") to directory `output`.
 
     `options` are the keys of a recipe file, sizes as numbers or texts:
     `export("demo", "OUT", method="yarn", target="128k", scaling={"beta_fast": 16})`.
@@ -51,21 +51,35 @@ def export(
 
 def plan(recipe: Recipe) -> Plan:
     """Stages 1 and 4 alone: decide and refuse, from the checkpoint's config and headers and a
-    calibration text."""
+    calibration text, or from an .onnx file and what belongs to it."""
+    return _read(recipe)[0]
+
+
+def _read(recipe: Recipe) -> tuple[Plan, Source | None]:
+    """The plan, and the source where it had to be read for that."""
     from ctx_export.build.calibration import calibration_tokens
     from ctx_export.frontends.checkpoint import locate, read_checkpoint
+    from ctx_export.frontends.onnx_file import is_onnx_file
 
-    checkpoint = read_checkpoint(locate(recipe.model))
-    if recipe.calibration is not None:
+    source = load_source(recipe) if is_onnx_file(recipe.model) else None
+    checkpoint = read_checkpoint(locate(recipe.model)) if source is None else source.checkpoint
+    if checkpoint is None and recipe.kv_cache_dtype != AUTO:
+        raise UserError(
+            f"kv_cache_dtype is {recipe.kv_cache_dtype}: its scales are chosen by PyTorch, which "
+            f"cannot run {recipe.model}; give --reference with the checkpoint it was made from"
+        )
+    if checkpoint is not None and recipe.calibration is not None:
         calibration_tokens(checkpoint, recipe.calibration)
-    return make_plan(checkpoint.spec, recipe)
+    spec = source.spec if source is not None else checkpoint.spec  # type: ignore[union-attr]
+    return make_plan(spec, recipe), source
 
 
 def run(recipe: Recipe, progress: Progress | None = None) -> Result:
     """Export `recipe` to its output directory.
 
     Raises UserError for bad input (nothing is written) and ValidationFailed where the package
-    disagrees with PyTorch (the package is written, with its report).
+    disagrees with PyTorch or the ONNX file it was made from (the package is written, with its
+    report).
     """
     from ctx_export.build.package import check_output
 
@@ -73,20 +87,30 @@ def run(recipe: Recipe, progress: Progress | None = None) -> Result:
     output = recipe.output or recipe.default_output()
     check_output(output, force=recipe.force)
     progress.stage("reading")
-    planned = plan(recipe)
+    planned, source = _read(recipe)
     _choose_target(recipe)  # refuses before any long work
-    source = load_source(recipe, progress)
+    source = source or load_source(recipe, progress)
     return export_source(source, replace(recipe, output=output), progress, planned)
 
 
 def load_source(recipe: Recipe, progress: Progress | None = None) -> Source:
     """Stage 2. One source serves any number of `export_source` calls at its precision."""
+    from ctx_export.frontends import onnx_file
     from ctx_export.frontends.checkpoint import locate, read_checkpoint
     from ctx_export.frontends.trace import trace
 
-    checkpoint = read_checkpoint(locate(recipe.model))
-    (progress or SilentProgress()).stage("tracing")
-    return trace(checkpoint, recipe.precision)
+    if not onnx_file.is_onnx_file(recipe.model):
+        checkpoint = read_checkpoint(locate(recipe.model))
+        (progress or SilentProgress()).stage("tracing")
+        return trace(checkpoint, recipe.precision)
+    source = onnx_file.read(Path(recipe.model), recipe.reference, recipe.original_context)
+    if recipe.precision not in (None, source.precision):
+        raise UserError(
+            f"precision is {recipe.precision}, and {recipe.model} computes in {source.precision}: "
+            f"write the file in {recipe.precision} with the tool that made it, export the "
+            "checkpoint, or leave --precision out"
+        )
+    return source
 
 
 def export_source(
@@ -95,7 +119,8 @@ def export_source(
     progress: Progress | None = None,
     planned: Plan | None = None,
 ) -> Result:
-    """Stages 3 to 7 for a source that is already traced at the recipe's precision."""
+    """Stages 3 to 7 for a source that is already read at the recipe's precision."""
+    from ctx_export.build.model import rewritten, write_model
     from ctx_export.build.package import copy_tokenizer, staged
 
     progress = progress or SilentProgress()
@@ -108,10 +133,13 @@ def export_source(
     with staged(output, force=recipe.force) as stage:
         planned = _calibrated(planned, source, recipe, progress)
         progress.stage("rewriting")
-        model = _rewritten(source, planned)
-        manifest = _write_model(model, source, planned, stage, progress)
-        copy_tokenizer(source.checkpoint.directory, stage)
-        manifest, lines = _add_engine(manifest, recipe, planned, stage, progress)
+        model = rewritten(source, planned)
+        own = _operators_of_onnxruntime(model)
+        _check_engine(recipe, own)
+        progress.stage("writing weights")
+        manifest = write_model(model, source, planned, stage, progress, copy=recipe.copy_weights)
+        copy_tokenizer(source.tokenizers, stage)
+        manifest, lines = _add_engine(manifest, recipe, own, stage, progress)
         manifest.save(stage)
         try:
             manifest, failed = _validated(manifest, recipe, source, stage, progress, lines)
@@ -120,7 +148,7 @@ def export_source(
             raise UserError(f"{told}; --no-validate exports without the comparison") from None
     if failed:
         raise ValidationFailed(
-            f"{output} does not agree with PyTorch: see {output}/report.md", lines
+            f"{output} does not agree with {failed}: see {output}/report.md", lines
         )
     return Result(output=output, manifest=manifest, lines=[f"package {output}", *lines])
 
@@ -131,66 +159,23 @@ def _calibrated(planned: Plan, source: Source, recipe: Recipe, progress: Progres
         return planned
     from ctx_export.build.calibration import calibrated
 
+    assert source.checkpoint is not None  # a plan without one has no quantised cache
     return calibrated(planned, source.checkpoint, recipe.calibration, progress)
 
 
-def _rewritten(source: Source, planned: Plan) -> ir.Model:
-    from ctx_export.passes.rewrite import rewrite
-    from ctx_export.passes.verify import verify
+def _operators_of_onnxruntime(model: ir.Model) -> str:
+    """Operators of onnxruntime's that no standard ones stand for, in words; empty without any."""
+    from ctx_export.frontends.engine_operators import without_standard_form
 
-    model = source.model.clone()
-    rewrite(model, planned)
-    verify(model, planned)
-    return model
+    return ", ".join(without_standard_form(model.graph))
 
 
-def _write_model(
-    model: ir.Model, source: Source, planned: Plan, stage: Path, progress: Progress
-) -> Manifest:
-    """model.onnx with its weights, and the manifest without engine and validation."""
-    import onnx_ir as ir
-
-    from ctx_export.build.weights import store_weights
-
-    progress.stage("writing weights")
-    stored = store_weights(model.graph, source.weights, stage, progress)
-    ir.save(model, stage / MODEL_NAME)
-    spec = planned.spec
-    return Manifest(
-        model={
-            "family": spec.family,
-            "layers": spec.layers,
-            "heads": spec.heads,
-            "kv_heads": spec.kv_heads,
-            "head_dim": spec.head_dim,
-            "vocab": spec.vocab,
-            "original_context": planned.original_context,
-            "bos_token_id": spec.bos_token_id,
-            "eos_token_ids": list(spec.eos_token_ids),
-        },
-        method=planned.method,
-        scaling=planned.scaling_json(),
-        factor=planned.factor,
-        max_context=planned.max_context,
-        max_batch=planned.max_batch,
-        max_chunk=planned.max_chunk,
-        layers=planned.caches,
-        precision=planned.precision,
-        io=planned.io,
-        kv_cache=planned.kv_cache_json(),
-        weights={"files": list(stored.files), "storage": stored.storage},
-        generator=_versions("ctx-export", "torch", "transformers", "onnx-ir", "onnxscript"),
-    )
-
-
-def _versions(*names: str) -> dict[str, str]:
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+def _check_engine(recipe: Recipe, own: str) -> None:
+    if own and recipe.engine not in ("auto", "none"):
+        raise UserError(
+            f"engine is {recipe.engine}, and {recipe.model} has operators that onnxruntime alone "
+            f"has ({own}): leave --engine out, or export the checkpoint"
+        )
 
 
 def _choose_target(recipe: Recipe) -> Any:
@@ -200,9 +185,11 @@ def _choose_target(recipe: Recipe) -> Any:
 
 
 def _add_engine(
-    manifest: Manifest, recipe: Recipe, planned: Plan, stage: Path, progress: Progress
+    manifest: Manifest, recipe: Recipe, own: str, stage: Path, progress: Progress
 ) -> tuple[Manifest, list[str]]:
     """Stage 6: the engine that the recipe's target builds, and what to say about it."""
+    if own and recipe.engine == "auto":
+        return manifest, [f"no engine was built: TensorRT has no {own} of onnxruntime's"]
     target = _choose_target(recipe)
     return target.build(manifest, stage, progress)  # type: ignore[no-any-return]
 
@@ -214,17 +201,24 @@ def _validated(
     stage: Path,
     progress: Progress,
     lines: list[str],
-) -> tuple[Manifest, bool]:
-    """Stage 7: compare with PyTorch unless the recipe says not to."""
+) -> tuple[Manifest, str]:
+    """Stage 7: compare with PyTorch, and with the ONNX file, unless the recipe says not to. What
+    the package disagrees with, in words, is empty where it agrees."""
     if not recipe.validate:
-        return manifest, False
+        return manifest, ""
+    from ctx_export.validate import FileReport, check_file
     from ctx_export.validate import run as validate
 
-    report = validate(
-        stage, source.checkpoint.directory, tolerance=recipe.tolerance, progress=progress
-    )
+    against = None if source.file is None else check_file(source, stage, progress)
+    if source.checkpoint is None:
+        assert against is not None
+        report: Any = FileReport(file=against)
+    else:
+        reference = source.checkpoint.directory
+        report = validate(stage, reference, tolerance=recipe.tolerance, progress=progress)
+        report = replace(report, file=against)
     report.save(stage)
     manifest = replace(manifest, validation=report.summary)
     manifest.save(stage)
     lines.extend(report.lines())
-    return manifest, not report.passed
+    return manifest, report.disagrees_with

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from ctx_export.core.inspection import inspect_package
 from ctx_export.core.manifest import Manifest
 from ctx_export.core.recipe import Recipe
 from ctx_export.frontends.source import Source
+from ctx_export.inspection.package import inspect_package
 from ctx_export.pipeline import export_source
 from tests.support import tiny
 

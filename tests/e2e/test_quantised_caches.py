@@ -14,9 +14,9 @@ from onnx import numpy_helper
 
 from ctx_export.build import calibration
 from ctx_export.core.errors import UserError
-from ctx_export.core.inspection import inspect_package
 from ctx_export.core.manifest import Manifest
 from ctx_export.core.recipe import Recipe
+from ctx_export.inspection.package import inspect_package
 from ctx_export.pipeline import plan
 from ctx_export.runtime.session import open_session
 from ctx_export.validate import validation

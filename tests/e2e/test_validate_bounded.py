@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from ctx_export.core.inspection import cache_bytes
 from ctx_export.core.manifest import Manifest
+from ctx_export.inspection.package import cache_bytes
 from ctx_export.runtime.session import open_session
 from ctx_export.validate import validation
 from ctx_export.validate.report import ValidationReport

@@ -185,6 +185,22 @@ def test_the_standard_operator_is_recognised():
     np.testing.assert_allclose(found.table.inv_freq, INV_FREQ, rtol=2e-6)
 
 
+def test_one_row_of_positions_for_all_sequences():
+    text = HEAD.format(x="2,S,8").replace("Cast<to = 1>(position_ids)", "Cast<to = 1>(row)")
+    text = text.replace(
+        "  place =",
+        """  sizes = Shape(position_ids)
+  length = Gather(sizes, index)
+  tokens = Range(nought, length, index)
+  row = Unsqueeze(tokens, zero)
+  place =""",
+    ).replace("int64[1] two", "int64 index = {1}, int64 nought = {0}, int64[1] two")
+    found = match(text + "  c = Cos(angle)\n  s = Sin(angle)\n  y = RotaryEmbedding(x, c, s)\n}\n")
+    assert isinstance(found, RotaryMatch), str(found)
+    assert found.table is not None
+    np.testing.assert_allclose(found.table.inv_freq, INV_FREQ, rtol=2e-6)
+
+
 def test_a_multiplier_on_cosines_and_sines_is_read():
     text = WHOLE.replace("c = Cos(table)", "c0 = Cos(table)\n  c = Mul(c0, twice)").replace(
         "s = Sin(table)", "s0 = Sin(table)\n  s = Mul(s0, twice)"

@@ -11,10 +11,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ctx_export.build.engine_model import engine_model
 from ctx_export.build.engine_process import Crashed, TimedOut, run_worker
 from ctx_export.build.engine_profiles import Limits
 from ctx_export.core.errors import UserError
@@ -81,8 +82,12 @@ def build_engine(request: EngineRequest, progress: Progress | None = None) -> En
     """
     runtime = _runtime(request)
     try:
-        with tempfile.TemporaryDirectory(prefix="ctx-engine-") as scratch:
-            return _build(request, runtime, Path(scratch), progress or SilentProgress())
+        with (
+            engine_model(request.model) as model,
+            tempfile.TemporaryDirectory(prefix="ctx-engine-") as scratch,
+        ):
+            prepared = replace(request, model=model)
+            return _build(prepared, runtime, Path(scratch), progress or SilentProgress())
     except BaseException:
         request.engine.unlink(missing_ok=True)
         raise

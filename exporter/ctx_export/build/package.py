@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,8 +64,9 @@ def _move(stage: Path, output: Path, *, force: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copy the checkpoint's tokenizer files."""
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
+def copy_tokenizer(sources: Iterable[Path], directory: Path) -> None:
+    """Copy tokenizer files, each from the first of `sources` that has it."""
+    for source in sources:
+        for name in _TOKENIZER_FILES:
+            if (source / name).is_file() and not (directory / name).exists():
+                shutil.copyfile(source / name, directory / name)

@@ -88,7 +88,18 @@ def package_options(function: Decorated) -> Decorated:
         ),
         click.option("--max-batch", type=Size(), help="Sequences at once. [default: 1]"),
         click.option("--max-chunk", type=Size(), help="New tokens of one call. [default: 1k]"),
-        click.option("--no-validate", is_flag=True, help="Do not compare with PyTorch."),
+        click.option(
+            "--copy-weights",
+            is_flag=True,
+            default=None,
+            help="Copy the source's weight files into the package, where they are else shared "
+            "with it: onnx.load refuses files with several hard links.",
+        ),
+        click.option(
+            "--no-validate",
+            is_flag=True,
+            help="Do not compare with PyTorch, nor with the .onnx file.",
+        ),
         click.option(
             "--tolerance", type=float, help="Largest error, relative to the logit scale."
         ),
@@ -118,6 +129,12 @@ def recipe_options(function: Decorated) -> Decorated:
 
 @command("ctx-export")
 @click.argument("model", required=False)
+@click.option(
+    "--reference",
+    metavar="CHECKPOINT",
+    help="Of an .onnx file: the checkpoint it was made from, a directory or hub id, for its "
+    "config.json and the comparison with PyTorch.",
+)
 @scaling_options
 @package_options
 @recipe_options
@@ -143,7 +160,9 @@ def main(
 
     MODEL is a checkpoint directory, a hub id, an .onnx file, or the bundled demo (the default).
     The package holds an ONNX graph for any runtime, a TensorRT engine where one can be built, and
-    a report that compares both with PyTorch.
+    a report that compares both with PyTorch. An .onnx file may be of any exporter: what it does
+    not state comes from --reference, else from a config.json or genai_config.json beside it;
+    without scaling, the rewritten graph is compared with the file itself.
     """
     given = {**options, "validate": False if no_validate else None, "force": force or None}
     recipe = build_recipe(given, file=recipe_file, settings=settings)

@@ -1,184 +1,109 @@
-"""`ctx-inspect`: what a package or a checkpoint holds."""
+"""`ctx-inspect`: what a package, a checkpoint or an ONNX file holds, and what would be lost."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ctx_export.cli.common import command, echo_json, json_option
-from ctx_export.core.sizes import format_size
+from ctx_export.cli.export import recipe_options, scaling_options
+from ctx_export.cli.inspect_checkpoint import checkpoint_rows
+from ctx_export.cli.inspect_onnx import onnx_rows
+from ctx_export.cli.inspect_package import package_rows
+from ctx_export.cli.inspect_rows import Row
+from ctx_export.inspection.runtimes import names
 
-Row = tuple[str, str]
+EXIT_LOST = 1
+_TABLE_LOST = "the graph does not rotate as config.json means"
+_ROWS: dict[str, Callable[[Mapping[str, Any]], Iterator[Row]]] = {
+    "package": package_rows,
+    "checkpoint": checkpoint_rows,
+    "onnx": onnx_rows,
+}
 
 
 @command("ctx-inspect")
 @click.argument("path", type=click.Path(path_type=Path))
+@scaling_options
+@recipe_options
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="NAME",
+    help=f"A runtime that counts, may be repeated: {', '.join(names())}. [default: all]",
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 also where a runtime refuses a setting.")
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="Checkpoint that an ONNX file was made from. [default: a config.json beside the file]",
+)
 @json_option
-def main(path: Path, as_json: bool) -> None:
-    """Show what PATH, a package or a checkpoint directory, holds."""
-    from ctx_export.core.inspection import inspect_path
+def main(
+    path: Path,
+    recipe_file: Path | None,
+    settings: tuple[str, ...],
+    runtimes: tuple[str, ...],
+    strict: bool,
+    reference: Path | None,
+    as_json: bool,
+    **scaling: Any,
+) -> int:
+    """Show what PATH holds: a package, a checkpoint directory, an .onnx file, or the bundled demo.
 
-    report = inspect_path(path)
+    For a checkpoint it also tells what runtimes would make of its position settings; with a method
+    and a target, what that method would change, and the same of the settings that say so. Of an
+    .onnx file, the tables that its graph computes are compared with what config.json asks for.
+
+    Exit status: 0 nothing is lost; 1 a runtime would drop or misread a setting, or a graph's table
+    is not what its settings say; 2 wrong use. What a runtime refuses with an error of its own is
+    reported and is no loss, as it cannot go unnoticed; --strict counts it.
+    """
+    from ctx_export.inspection import inspect_path
+    from ctx_export.inspection.question import Question
+
+    question = Question(
+        scaling={key: value for key, value in scaling.items() if value is not None},
+        file=recipe_file,
+        settings=settings,
+        runtimes=runtimes,
+        reference=reference,
+    )
+    report = inspect_path(path, question)
+    lost = _lost(report, strict)
+    if report["kind"] != "package":
+        report["lost"] = lost
     if as_json:
         echo_json(report)
-        return
-    for name, value in _checkpoint(report) if report["kind"] == "checkpoint" else _package(report):
+        return EXIT_LOST if lost else 0
+    for name, value in _ROWS[report["kind"]](report):
         click.echo(f"{name:<14} {value}")
+    if report["kind"] != "package":
+        click.echo(f"{'lost':<14} {'; '.join(lost) or _nothing(report)}")
+    return EXIT_LOST if lost else 0
 
 
-def _package(report: Mapping[str, Any]) -> Iterator[Row]:
-    scaling, maximum = report["scaling"], report["max_context"]
-    yield "package", report["path"]
-    yield "model", _model(report["model"])
-    yield "method", f"{report['method']}, factor {report['factor']:g}"
-    yield "scaling", _scaling(scaling)
-    yield (
-        "context",
-        (f"{format_size(maximum)} tokens" if maximum else "any number of tokens")
-        + f", trained on {report['model'].get('original_context', '?')}",
-    )
-    yield "limits", f"{report['max_batch']} sequences, {report['max_chunk']} new tokens a call"
-    for told, layers in Counter(map(_cache, report["layers"])).items():
-        yield "cache", f"{told}, {layers} layer{'s' * (layers != 1)}"
-    yield (
-        "KV cache",
-        f"{format_bytes(report['cache_bytes_per_sequence'])} per sequence"
-        f"{_quantised(report['kv_cache'])}",
-    )
-    yield "precision", report["precision"]
-    yield "weights", f"{report['weights'].get('storage', '?')}, {_files(report['weights'])}"
-    yield "engine", _engine(report["engine"])
-    yield "plugins", _plugins(report["plugins"])
-    yield "validation", _validation(report["validation"])
-    yield from _tensors(report["io"])
+def _lost(report: Mapping[str, Any], strict: bool) -> list[str]:
+    """What would be lost, in words; a refusal counts where `strict`."""
+    counted = {"dropped", "misread"} | ({"refused"} if strict else set())
+    lost = [
+        f"{found['runtime']}: {found['setting']} {found['verdict']}"
+        for found in report.get("runtimes", ())
+        if found["verdict"] in counted
+    ]
+    tables = report.get("tables_agree")
+    return lost + ([_TABLE_LOST] if tables and not tables["agree"] else [])
 
 
-def _checkpoint(report: Mapping[str, Any]) -> Iterator[Row]:
-    rope, own = report["rope"], report["scaling"]
-    yield "checkpoint", report["path"]
-    yield "model", _model(report["model"])
-    yield (
-        "context",
-        f"{format_size(report['max_position_embeddings'])} tokens, trained on "
-        f"{format_size(report['original_context'])}",
-    )
-    yield "precision", str(report["precision"] or "not stated")
-    share = rope["partial_rotary_factor"]
-    yield "rotation", f"base {rope['theta']:g}" + (f", share {share:g}" if share != 1 else "")
-    if own["available"]:
-        yield (
-            "scaling",
-            (f"{own['method']}, factor {own['factor']:g}, multiplier {own['multiplier']:.6g}"),
-        )
-    else:
-        yield "scaling", f"{own['method']}, not available in this version"
-    given = ", ".join(f"{key} {_short(value)}" for key, value in rope["parameters"].items())
-    if given:
-        yield "parameters", given
-    yield "weights", _files(report["weights"])
-
-
-def format_bytes(count: int) -> str:
-    """Bytes in the unit people read: 96 B, 1.5 KiB, 160.0 MiB."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
-
-
-def _model(model: Mapping[str, Any]) -> str:
-    return (
-        f"{model.get('family', '?')}, {model.get('layers', '?')} layers, "
-        f"{model.get('heads', '?')} heads on {model.get('kv_heads', '?')}, head dimension "
-        f"{model.get('head_dim', '?')}, vocabulary {model.get('vocab', '?')}"
-    )
-
-
-def _scaling(scaling: Mapping[str, Any]) -> str:
-    parts = [f"base {scaling['theta']:g}"] if "theta" in scaling else []
-    parts += [f"rotary dimension {scaling['rotary_dim']}"] if "rotary_dim" in scaling else []
-    parts += [f"multiplier {scaling['multiplier']:.6g}"] if "multiplier" in scaling else []
-    parameters = scaling.get("parameters") or {}
-    parts += [f"{key} {_short(value)}" for key, value in parameters.items() if value is not None]
-    return ", ".join(parts)
-
-
-def _cache(cache: Mapping[str, Any]) -> str:
-    return (
-        f"{cache['policy']} ({cache['rule']}), {cache['capacity']} slots, sinks "
-        f"{cache['sinks']}, window {cache['window']}, keys {cache['keys']}"
-    )
-
-
-def _quantised(kv_cache: Mapping[str, Any] | None) -> str:
-    if kv_cache is None:
-        return ""
-    return (
-        f", {kv_cache.get('dtype', '?')} with scales per layer and KV head from "
-        f"{kv_cache.get('calibration') or '?'}"
-    )
-
-
-def _engine(engine: Mapping[str, Any] | None) -> str:
-    if engine is None:
-        return "none"
-    capabilities = engine.get("compute_capabilities") or ()
-    on = f", compute capability {', '.join(map(str, capabilities))}" if capabilities else ""
-    return f"{engine.get('runtime', '?')} {engine.get('version', '')}{on}"
-
-
-def _plugins(plugins: Mapping[str, Any] | None) -> str:
-    if plugins is None:
-        return "none"
-    told = {
-        "matches": "its checksum matches",
-        "differs": "ITS CHECKSUM DIFFERS from the manifest",
-        "missing": "THE FILE IS MISSING",
-    }
-    operators = ", ".join(plugins.get("operators") or ())
-    return f"{plugins.get('file')} ({operators}), {told[plugins['state']]}"
-
-
-def _validation(validation: Mapping[str, Any] | None) -> str:
-    if validation is None:
-        return "not validated"
-    state = "agrees with PyTorch" if validation.get("passed") else "DOES NOT AGREE with PyTorch"
-    error = validation.get("max_error")
-    largest = "not finite" if error is None else f"{error:.1e} of the logit scale"
-    return f"{state} to position {validation.get('last_position', '?')}, largest error {largest}"
-
-
-def _tensors(entries: list[Mapping[str, Any]]) -> Iterator[Row]:
-    """Inputs and outputs, of the per-layer ones the first with their number."""
-    per_role: dict[str, int] = {}
-    for entry in entries:
-        per_role[entry["role"]] = per_role.get(entry["role"], 0) + 1
-    for entry in entries:
-        if entry["layer"] > min(e["layer"] for e in entries if e["role"] == entry["role"]):
-            continue
-        count = per_role[entry["role"]]
-        times = f" × {count}" if count > 1 else ""
-        shape = ", ".join(map(str, entry["shape"]))
-        yield entry["role"], f"{entry['name']} {entry['dtype']} [{shape}]{times}"
-
-
-def _files(weights: Mapping[str, Any]) -> str:
-    missing = weights["missing"]
-    told = f", MISSING: {', '.join(missing)}" if missing else ""
-    count = len(weights["files"])
-    return f"{count} file{'s' * (count != 1)}, {format_bytes(weights['bytes'])}{told}"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"[{len(value)} numbers]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _nothing(report: Mapping[str, Any]) -> str:
+    """The last row where nothing was found to be lost."""
+    if report.get("runtimes") or report.get("tables_agree"):
+        return "nothing"
+    return "nothing was compared: there are no settings of a config.json to compare with"
 
 
 if __name__ == "__main__":

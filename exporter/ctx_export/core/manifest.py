@@ -78,8 +78,10 @@ class Manifest:
     layers: tuple[CacheInfo, ...]
     precision: str  # fp32, fp16, bf16
     io: tuple[TensorInfo, ...]
-    weights: Mapping[str, Any]  # files, storage: linked | copied | converted
+    weights: Mapping[str, Any]  # files, storage: cloned | linked | copied | converted
     generator: Mapping[str, str]  # versions of ctx-export and of what it was built with
+    # Of an ONNX file: file, producer, opset, quantised_weights, reference; None: of a checkpoint.
+    source: Mapping[str, Any] | None = None
     # Of a quantised cache: dtype, calibration (on what, in words), and layers with the scales key
     # and value, one per KV head; None: the cache has the precision's type.
     kv_cache: Mapping[str, Any] | None = None

@@ -9,6 +9,7 @@ from ctx_export.core.rope_settings import RopeSettings
 from ctx_export.scaling.base import RotaryShape
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+UNKNOWN_FAMILY = "onnx"  # of an ONNX file that nothing but its graph describes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ class Recipe:
     """
 
     model: str = "demo"  # checkpoint directory, hub id, .onnx file or "demo"
+    reference: str | None = None  # checkpoint that an .onnx file was made from
     output: Path | None = None
     method: str | None = None  # None: honour the checkpoint's own settings
     target: int | None = None  # tokens; None: the checkpoint's max_position_embeddings
@@ -45,6 +46,7 @@ class Recipe:
     max_batch: int = 1
     max_chunk: int | None = None  # None: 1024, or the target where that is less
     parameters: Mapping[str, Any] = field(default_factory=dict)  # of the method, by HF key
+    copy_weights: bool = False  # rather than share the source's files
     validate: bool = True
     tolerance: float | None = None  # None: 1e-3 of the logit scale in float32, else the rule
     force: bool = False
@@ -59,6 +61,7 @@ class Recipe:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _check_choice("engine", self.engine, ENGINES)
+        self._check_reference()
         self._check_calibration()
         for name, least in (("factor", 1.0), ("tolerance", None)):
             _check_number(name, getattr(self, name), least)
@@ -91,6 +94,14 @@ class Recipe:
         object.__setattr__(self, "method", method.name)
         object.__setattr__(self, "parameters", parameters)
 
+    def _check_reference(self) -> None:
+        if self.reference is None or self.model.lower().endswith(".onnx"):
+            return
+        raise UserError(
+            f"reference is {self.reference}: a checkpoint such as {self.model} is its own "
+            "reference, only an .onnx file has another; leave it out"
+        )
+
     def _check_calibration(self) -> None:
         if self.calibration is None:
             return
@@ -107,12 +118,13 @@ class Recipe:
 
     def _check_output(self, output: Path) -> None:
         """Writing a package replaces its directory, which must not hold the source."""
-        source = Path(self.model)
-        if source.exists() and output.resolve() in (source.resolve(), *source.resolve().parents):
-            raise UserError(
-                f"output {output} holds the model {self.model}: the package would replace it; "
-                "choose another directory with -o"
-            )
+        for held in filter(None, (self.model, self.reference)):
+            source = Path(held).resolve()
+            if source.exists() and output.resolve() in (source, *source.parents):
+                raise UserError(
+                    f"output {output} holds the model {held}: the package would replace it; "
+                    "choose another directory with -o"
+                )
 
     def default_output(self) -> Path:
         """Where the package goes if nobody says: ./MODEL-METHOD-TARGET."""
@@ -304,8 +316,10 @@ _CONVERTERS: dict[str, Callable[[Any, str], Any]] = {
     "kv_cache_dtype": _text,
     "calibration": _path,
     "engine": _text,
+    "copy_weights": _boolean,
     "max_batch": _size,
     "max_chunk": _size,
+    "reference": _text,
 }
 
 

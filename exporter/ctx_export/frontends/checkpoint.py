@@ -61,8 +61,7 @@ def locate(model: str) -> Path:
         return path
     if path.suffix == ".onnx":
         raise UserError(
-            f"{model}: ONNX files as input are not available in this version; "
-            "name the checkpoint directory it was made from"
+            f"{model} is an ONNX file: a checkpoint is needed here; name the one it was made from"
         )
     if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise UserError(f"{model} is not a checkpoint directory, a hub id (owner/name) or demo")
@@ -176,9 +175,6 @@ def _windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     types = layer_types(config, layers)
     if config.get("use_sliding_window") is False or not window:
         return (0,) * layers
-    if types is None and "max_window_layers" in config and "use_sliding_window" in config:
-        full = int(config["max_window_layers"])
-        return tuple(0 if layer < full else window for layer in range(layers))
     if types is None:
         return (window,) * layers
     return tuple(window if kind == SLIDING else 0 for kind in types)

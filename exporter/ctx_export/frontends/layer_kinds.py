@@ -27,6 +27,11 @@ def layer_types(config: Mapping[str, Any], layers: int) -> list[str] | None:
                 f"config.json has sliding_window_pattern = {every!r}: state layer_types there"
             )
         types = [SLIDING if (layer + 1) % every else WHOLE for layer in range(layers)]
+    full = config.get(
+        "max_window_layers"
+    )  # qwen: that many layers see all before those that do not
+    if types is None and full is not None and config.get("use_sliding_window"):
+        types = [WHOLE if layer < int(full) else SLIDING for layer in range(layers)]
     if types is not None and len(types) != layers:
         raise UserError(f"config.json has {len(types)} layer_types for {layers} layers")
     return types

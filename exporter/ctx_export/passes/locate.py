@@ -135,7 +135,7 @@ def _check(site: Site, spec: ModelSpec) -> None:
     rotates = spec.rope_of(site.layer).rotates
     if rotates != bool(site.query.rotary_dim):
         stated = "rotates" if rotates else "has no positions"
-        found = "rotates" if site.query.rotary_dim else "has none"
+        found = "rotates" if site.query.rotary_dim else "has no rotary positions"
         raise UserError(
             f"layer {site.layer} {stated} by config.json and {found} in the graph: config and "
             "model do not belong together"

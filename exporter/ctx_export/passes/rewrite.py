@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import BOUNDED, TensorInfo
-from ctx_export.core.plan import Plan, is_input
+from ctx_export.core.plan import Plan
 from ctx_export.ops.attention import AttentionVariant, sink_window_attention
 from ctx_export.ops.frequencies import rotary_frequencies
 from ctx_export.ops.rotary import scaled_rotary_embedding
 from ctx_export.ops.spec import DOMAIN, OPSET_VERSION, PLUGIN_ATTRIBUTES
 from ctx_export.passes.fuse import fuse
+from ctx_export.passes.interface import clean, project_chosen_rows, set_interface
 from ctx_export.passes.locate import Site, locate
 from ctx_export.passes.token_major import keep_tokens_first
-from ctx_export.patterns.match import describe
 from ctx_export.patterns.region import Region
 from ctx_export.patterns.rotary import HEADS_FIRST, RotaryMatch
 from ctx_export.scaling.base import FrequencyTable
@@ -33,8 +33,6 @@ _DTYPES = {
     "float8e4m3fn": ir.DataType.FLOAT8E4M3FN,
     "int8": ir.DataType.INT8,
 }
-# Elementwise operators that may stand between the vocabulary projection and the logits.
-_AFTER_PROJECTION = ("Cast", "Mul", "Div", "Tanh", "Add", "Identity")
 
 
 def rewrite(model: ir.Model, plan: Plan) -> None:
@@ -47,13 +45,13 @@ def rewrite(model: ir.Model, plan: Plan) -> None:
     sites = locate(graph, plan.spec)
     _check_rotation(sites, plan)
     values = {tensor.name: _value(tensor) for tensor in plan.io}
-    _project_chosen_rows(graph, values["logit_rows"])
+    project_chosen_rows(graph, values["logit_rows"])
     shared = _shared_inputs(graph, plan, values)
     variant = _variant(sites, plan)
     for site in sites:
         _replace_site(graph, SiteInputs(site, plan, values, shared, variant))
     variant = fuse(graph, variant)
-    _set_interface(graph, plan, values)
+    set_interface(graph, plan, values)
     common_passes.RemoveUnusedNodesPass()(model)
     variant = keep_tokens_first(graph, variant)
     model.functions.clear()
@@ -64,7 +62,7 @@ def rewrite(model: ir.Model, plan: Plan) -> None:
     ):
         model.functions[function.identifier()] = function
     graph.opset_imports[DOMAIN] = OPSET_VERSION
-    _clean(model)
+    clean(model, plan)
     model.ir_version = 10
     model.producer_name = "ctx-export"
 
@@ -363,68 +361,3 @@ def _attention(
 
 def _like(value: ir.Value, other: ir.Value, name: str) -> None:
     value.name, value.type, value.shape = name, other.type, other.shape
-
-
-def _project_chosen_rows(graph: ir.Graph, rows: ir.Value) -> None:
-    """Gather the rows named by `logit_rows` [B,R] before the vocabulary projection."""
-    value: ir.Value | None = graph.outputs[0]
-    while True:
-        node = value.producer() if value is not None else None
-        if node is None:
-            raise UserError(f"no vocabulary projection before {describe(graph.outputs[0])}")
-        if node.op_type in ("MatMul", "Gemm"):
-            break
-        if node.op_type not in _AFTER_PROJECTION:
-            raise UserError(f"the logits pass through {describe(value)}, which is not understood")
-        value = node.inputs[0]
-    hidden = node.inputs[0]
-    assert hidden is not None
-    tape = ir.tape.Tape()
-    axis = tape.op("Constant", [], {"value": ir.tensor(np.array([2], np.int64))})
-    index = tape.op("Unsqueeze", [rows, axis])
-    chosen = tape.op("GatherND", [hidden, index], {"batch_dims": 1})
-    chosen.type = hidden.type
-    graph.insert_before(node, tape.nodes)
-    node.replace_input_with(0, chosen)
-
-
-def _set_interface(graph: ir.Graph, plan: Plan, values: dict[str, ir.Value]) -> None:
-    """The package's inputs and outputs, in the order of the contract."""
-    by_name = {value.name: value for value in graph.inputs}
-    position_ids, logits = by_name["position_ids"], graph.outputs[0]
-    values["input_ids"] = by_name["input_ids"]
-    graph.outputs.clear()
-    logits.name = "logits"
-    values["logits"] = logits
-    logits.shape = ir.Shape(("batch", "rows", plan.spec.vocab))
-    graph.outputs.extend(values[t.name] for t in plan.io if not is_input(t))
-    graph.inputs.clear()
-    graph.inputs.extend(values[t.name] for t in plan.io if is_input(t))
-    graph.inputs.append(position_ids)  # dropped by _clean once nothing reads it
-    for use in list(position_ids.uses()):
-        if use.node.op_type == "Shape":  # the two inputs have one shape
-            use.node.replace_input_with(use.idx, values["input_ids"])
-
-
-def _clean(model: ir.Model) -> None:
-    """Remove what the old sites and the fusion leave behind: masks, cosines, expansions, rotations
-    and their function, unused constants."""
-    graph = model.graph
-    common_passes.RemoveUnusedNodesPass()(model)
-    called = {node.op_identifier() for node in graph}
-    for identifier in set(model.functions) - called:
-        del model.functions[identifier]
-    position_ids = graph.inputs[-1]
-    if position_ids.uses():
-        user = next(iter(position_ids.uses())).node
-        raise UserError(
-            f"positions are still read by {user.op_type} ({user.outputs[0].name}): this decoder "
-            "uses them for something other than rotation"
-        )
-    graph.inputs.remove(position_ids)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            graph.initializers.pop(name)
-    common_passes.LiftConstantsToInitializersPass()(model)
-    for node in graph:
-        node.metadata_props.clear()

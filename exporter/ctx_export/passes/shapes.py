@@ -9,14 +9,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+import onnx
 import onnx_ir as ir
 
+from ctx_export.passes.folding import MOST_ELEMENTS, may_fold
+
 _SIZES = ((2, 7, 5), (3, 11, 13))  # batch, new tokens, cached tokens
+_NAMES: dict[tuple[int | None, int | None], str] = {(2, 3): "batch", (7, 11): "tokens"}
 
 
 def settle_shapes(model: ir.Model) -> None:
     """Give the values of `model` the types and fixed dimensions that follow from its inputs, in
-    place; a dimension that stays open keeps the name it has."""
+    place, and their other dimensions the names batch and tokens where they are that; one that
+    stays open keeps the name it has."""
     first, second = (_shapes_at(model, sizes) for sizes in _SIZES)
     for node in model.graph:
         for value in node.outputs:
@@ -39,8 +44,10 @@ def _settle(value: ir.Value, first: _Typed, second: _Typed) -> None:
     for axis, (a, b) in enumerate(zip(one, other, strict=True)):
         if a is not None and a == b:
             sizes.append(a)
-        elif own is not None and own[axis] is not None and not isinstance(own[axis], int):
-            sizes.append(str(own[axis]))
+        elif (a, b) in _NAMES:
+            sizes.append(_NAMES[a, b])
+        elif own is not None and isinstance(size := own[axis], ir.SymbolicDim) and size.value:
+            sizes.append(size.value)
         else:
             sizes.append(f"{value.name}.{axis}")
     value.shape = ir.Shape(sizes)
@@ -64,10 +71,11 @@ def _shapes_at(model: ir.Model, sizes: tuple[int, int, int]) -> Mapping[str, _Ty
             has_past = any(len(v.shape) > 2 for v in copy.graph.inputs if v.shape is not None)
             value.shape = ir.Shape((batch, tokens + cached * has_past))
     for node in copy.graph:
+        known = onnx.defs.has(node.op_type, node.domain)
         for value in node.outputs:
-            value.shape = None
+            value.shape = None if known else _at_sizes(value.shape, sizes)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    onnxscript.optimizer.optimize_ir(copy)
+    onnxscript.optimizer.optimize_ir(copy, output_size_limit=MOST_ELEMENTS, should_fold=may_fold)
     found: dict[str, _Typed] = {}
     for node in copy.graph:
         for value in node.outputs:
@@ -77,6 +85,14 @@ def _shapes_at(model: ir.Model, sizes: tuple[int, int, int]) -> Mapping[str, _Ty
                     tuple(size if isinstance(size, int) else None for size in value.shape),
                 )
     return found
+
+
+def _at_sizes(shape: ir.Shape | None, sizes: tuple[int, int, int]) -> ir.Shape | None:
+    """The shape that a file states, for operators that inference does not know."""
+    if shape is None:
+        return None
+    named = {"batch": sizes[0], "tokens": sizes[1]}
+    return ir.Shape(named.get(str(size), size) for size in shape)
 
 
 def _size(axis: int, past: bool, sizes: tuple[int, int, int]) -> int:

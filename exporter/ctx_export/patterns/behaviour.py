@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ctx_export.patterns.attention import AttentionMatch
 from ctx_export.patterns.graph_view import GraphView, inputs_of
-from ctx_export.patterns.match import Miss, constant, describe, dimension
+from ctx_export.patterns.match import Miss, constant, describe, dimension, number
 from ctx_export.patterns.probe import Extent, ProbeError, run, stand_in
 from ctx_export.patterns.region import Region
 
@@ -183,11 +183,8 @@ class _Subject:
             if node is not None and node.op_type != "Constant":
                 pending.extend(v for v in inputs_of(node) if v is not None)
                 continue
-            held = constant(value)
-            if held is None or held.size != 1 or held.dtype.kind not in "iuf":
-                continue
-            number = float(held.reshape(-1)[0])
-            if self.tokens <= number <= _LONGEST and number == int(number):
+            held = number(value)
+            if held is not None and self.tokens <= held <= _LONGEST and held == int(held):
                 yield value
 
 

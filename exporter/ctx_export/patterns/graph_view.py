@@ -22,8 +22,8 @@ class GraphView:
     """A graph with the dependence of its values and the order of its nodes.
 
     `hidden` values are computed from tokens or cached keys and values. `positional` ones are not,
-    and follow the graph's inputs otherwise: position_ids, attention_mask, or the shape of anything.
-    All others are constant.
+    and follow the graph's inputs otherwise: position_ids, attention_mask, or the shape of
+    anything. All others are constant.
     """
 
     def __init__(self, graph: ir.Graph) -> None:

@@ -37,14 +37,16 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 
 def scalar(value: ir.Value | None) -> int | None:
     """The single integer that `value` always holds, or None."""
-    array = constant(value)
-    return int(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+    held = number(value)
+    return None if held is None else int(held)
 
 
 def number(value: ir.Value | None) -> float | None:
     """The single number that `value` always holds, or None."""
-    array = constant(value)
-    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    if tensor is None or tensor.size != 1:
+        return None
+    return float(tensor.numpy().reshape(-1)[0])
 
 
 def uncast(value: ir.Value | None) -> ir.Value | None:

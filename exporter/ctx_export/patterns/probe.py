@@ -148,7 +148,9 @@ class _Cut:
     def model(self, outputs: Sequence[ir.Value]) -> onnx.ModelProto:
         import onnx
 
-        nodes = [_node(node, self._constants) for node in self._nodes]
+        nodes = [
+            proto for node in self._nodes for proto in _for_every_row(_node(node, self._constants))
+        ]
         opsets = {node.domain for node in self._nodes} | {""}
         versions = dict(self._view.graph.opset_imports)
         proto = onnx.helper.make_graph(
@@ -198,17 +200,56 @@ def _node(node: ir.Node, constants: Feeds) -> onnx.NodeProto:
     import onnx
 
     proto = ir.to_proto(node)
+    assert isinstance(proto, onnx.NodeProto)
+    if node.op_type == "Constant" and node.outputs[0] in constants:
+        held = onnx.numpy_helper.from_array(_computed(constants[node.outputs[0]]))
+        del proto.attribute[:]
+        proto.attribute.append(onnx.helper.make_attribute("value", held))
+    _lengthen(proto)
+    return proto
+
+
+def _lengthen(proto: onnx.NodeProto) -> None:
+    """float32 in place of shorter types in the attributes of a node and in its subgraphs."""
+    import onnx
+
     short = [int(dtype) for dtype in _SHORT]
-    replaced = constants.get(node.outputs[0]) if node.op_type == "Constant" else None
+    del proto.metadata_props[:]
     for attribute in proto.attribute:
         if attribute.name in ("to", "dtype") and attribute.i in short:
             attribute.i = onnx.TensorProto.FLOAT
-        if attribute.HasField("t"):
-            held = onnx.numpy_helper.to_array(attribute.t) if replaced is None else replaced
-            attribute.t.CopyFrom(onnx.numpy_helper.from_array(_computed(held)))
-    del proto.metadata_props[:]
-    assert isinstance(proto, onnx.NodeProto)
-    return proto
+        if attribute.HasField("t") and attribute.t.data_type in short:
+            held = _computed(onnx.numpy_helper.to_array(attribute.t))
+            attribute.t.CopyFrom(onnx.numpy_helper.from_array(held))
+        for inner in attribute.g.node:
+            _lengthen(inner)
+        for tensor in attribute.g.initializer:
+            if tensor.data_type in short:
+                held = _computed(onnx.numpy_helper.to_array(tensor))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(held, tensor.name))
+        for info in (*attribute.g.output, *attribute.g.value_info):
+            if info.type.tensor_type.elem_type in short:
+                info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+def _for_every_row(proto: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A node with what it needs in front: onnxruntime's RotaryEmbedding wants cosines of every
+    sequence, where exporters give one row of positions for all."""
+    from onnx.helper import make_node
+
+    if proto.domain or proto.op_type != "RotaryEmbedding" or len(proto.input) > 3:
+        return [proto]
+    name = proto.output[0]
+    nodes = [
+        make_node("Shape", [proto.input[0]], [f"{name}.rows"], start=0, end=1),
+        make_node("Constant", [], [f"{name}.ones"], value_ints=[1, 1]),
+        make_node("Concat", [f"{name}.rows", f"{name}.ones"], [f"{name}.sizes"], axis=0),
+    ]
+    for index in (1, 2):
+        wide = f"{name}.table{index}"
+        nodes.append(make_node("Expand", [proto.input[index], f"{name}.sizes"], [wide]))
+        proto.input[index] = wide
+    return [*nodes, proto]
 
 
 def input_at(value: ir.Value, extent: Extent) -> NDArray[Any]:

@@ -16,8 +16,9 @@ from ctx_export.patterns.graph_view import GraphView
 from ctx_export.patterns.match import Miss, describe, dimension, number
 
 _MOVES = frozenset(
-    "Cast CastLike Concat Expand Flatten Gather GatherElements GatherND Identity Neg Pad Reshape "
-    "ScatterElements ScatterND Slice Split Squeeze Tile Transpose Unsqueeze".split()
+    ("Cast", "CastLike", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND")
+    + ("Identity", "Neg", "Pad", "Reshape", "ScatterElements", "ScatterND", "Slice", "Split")
+    + ("Squeeze", "Tile", "Transpose", "Unsqueeze")
 )
 _PRODUCTS = frozenset(("Mul", "Div", "MatMul", "Einsum"))
 _SUMS = frozenset(("Add", "Sub", "Sum"))
@@ -67,7 +68,7 @@ class _Walk:
 
     def __init__(self, view: GraphView, value: ir.Value) -> None:
         self._view, self._value = view, value
-        self.nodes: list[ir.Node] = []
+        self.nodes: dict[ir.Node, None] = {}
         self.ends: list[ir.Value] = []
         seen, pending = {value}, [value]
         while pending:
@@ -76,8 +77,7 @@ class _Walk:
             if node is None or not self._passes(node):
                 self.ends.append(current)
                 continue
-            if node not in self.nodes:
-                self.nodes.append(node)
+            self.nodes[node] = None
             for behind in self._behind(node):
                 if behind not in seen:
                     seen.add(behind)
@@ -125,7 +125,7 @@ class _Walk:
     def dominators(self) -> Iterator[tuple[ir.Value, set[ir.Node]]]:
         """Every value that all ways to the traced one pass, nearest first, with the nodes passed
         since the last."""
-        order, nodes = self._view.order, set(self.nodes)
+        order, nodes = self._view.order, self.nodes
         frontier, passed = {self._value}, set[ir.Node]()
         while frontier:
             if len(frontier) == 1:

@@ -8,20 +8,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ctx_export.validate.file_check import check_file
+    from ctx_export.validate.file_report import FileReport
     from ctx_export.validate.report import ValidationReport
     from ctx_export.validate.validation import run, update_package
 
-__all__ = ["ValidationReport", "run", "update_package"]
+__all__ = ["FileReport", "ValidationReport", "check_file", "run", "update_package"]
+
+
+_HOMES = {
+    "FileReport": "file_report",
+    "ValidationReport": "report",
+    "check_file": "file_check",
+    "run": "validation",
+    "update_package": "validation",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: commands that do not validate never load the runtime.
-    if name in ("run", "update_package"):
-        from ctx_export.validate import validation
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(validation, name)
-    if name == "ValidationReport":
-        from ctx_export.validate.report import ValidationReport
-
-        return ValidationReport
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -99,7 +99,7 @@ class Rule:
     """
 
     precision: str  # that the logits were computed in: fp32, fp16, bf16
-    tolerance: float | None
+    tolerance: float | None  # infinite: errors are told and decide nothing
     quantised: bool = False
 
     @classmethod
@@ -148,6 +148,8 @@ class Rule:
 
     def describe(self) -> str:
         """The rule in words."""
+        if self.tolerance == np.inf:
+            return "no limit, for PyTorch has other weights"
         low = f"{LOW_PRECISION_FACTOR:g} × that of PyTorch in {self.precision} + "
         if self.tolerance is None:
             low += f"{UNIT_ROUNDOFF[self.precision]:.3g}"

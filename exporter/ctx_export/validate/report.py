@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ctx_export.validate.file_check import FileSection
 from ctx_export.validate.rows import (
     Row,
     error_text,
@@ -28,6 +29,11 @@ MULTIPLIER_TOLERANCE = 1e-6
 # levels; small random models with float8 reach 0.02.
 QUANTISATION_LIMIT = 0.03
 
+_NOT_JUDGED = (
+    "the file's weights are quantised and PyTorch has the checkpoint's own: the rows show what "
+    "that costs and decide nothing unless --tolerance is given; the file check proves the "
+    "rewriting"
+)
 _QUANTISED_LIMITS = """\
 Over a quantised cache a key or value near the middle between two of its numbers may be rounded one
 way in the package and the other in PyTorch, and each such rounding changes the logits by a part of
@@ -112,6 +118,8 @@ class ValidationReport:
     skipped: tuple[str, ...] = ()  # what was not compared, and why
     quantisation: QuantisationSection | None = None
     engine: EngineSection | None = None
+    file: FileSection | None = None  # of a package that was made from an ONNX file
+    judged: bool = True  # False: PyTorch has other weights, and its rows decide nothing
     cache_bytes: int | None = None  # of one sequence's caches at full capacity
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -140,7 +148,17 @@ class ValidationReport:
             found.append(f"the loss by a cache of {self.quantisation.dtype}")
         if self.engine is not None and not self.engine.passed:
             found.append("the engine")
+        if self.file is not None and not self.file.passed:
+            found.append(f"the file check against {self.file.file}")
         return found
+
+    @property
+    def disagrees_with(self) -> str:
+        """What the package does not agree with, in words; empty where it agrees."""
+        if self.passed:
+            return ""
+        only_file = self.file is not None and len(self.failures) == 1 and not self.file.passed
+        return self.file.file if only_file and self.file is not None else "PyTorch"
 
     @property
     def reach(self) -> int:
@@ -164,6 +182,10 @@ class ValidationReport:
             result["not_compared"] = list(self.skipped)
         if self.quantisation is not None:
             result["quantisation"] = self.quantisation.to_json()
+        if self.file is not None:
+            result["file_check"] = self.file.to_json()
+        if not self.judged:
+            result["judged"] = False
         if self.engine is not None:
             result["engine"] = {
                 k: v for k, v in self.engine.to_json().items() if k not in ("rows", "problems")
@@ -189,6 +211,8 @@ class ValidationReport:
             "not_compared": list(self.skipped),
             "quantisation": None if self.quantisation is None else self.quantisation.to_json(),
             "engine": None if self.engine is None else self.engine.to_json(),
+            "file_check": None if self.file is None else self.file.to_json(),
+            "judged": self.judged,
             "cache_bytes_per_sequence": self.cache_bytes,
             "seconds": round(self.seconds, 1),
             "versions": dict(self.versions),
@@ -210,7 +234,9 @@ class ValidationReport:
         reference = "PyTorch"
         if self.quantisation is not None:
             reference += f" over a cache of {self.quantisation.dtype}"
-        if not self.passed:
+        if not self.judged and self.passed:
+            state = f"compared with {reference} up to position {self.reach}"
+        elif not self.passed:
             state = f"DOES NOT AGREE with {reference} ({'; '.join(self.failures)})"
         else:
             state = f"agrees with {reference} up to position {self.reach}"
@@ -250,6 +276,10 @@ class ValidationReport:
             found.append(_quantisation_remark(self.quantisation))
         found += [f"PROBLEM: {problem}" for problem in self.problems]
         found += [f"not compared: {what}" for what in self.skipped]
+        if not self.judged:
+            found.append(_NOT_JUDGED)
+        if self.file is not None:
+            found.append(self.file.remark())
         if self.engine is not None:
             found += _engine_remarks(self.engine)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.inspection import cache_bytes as package_cache_bytes
 from ctx_export.core.manifest import BOUNDED, MODEL_NAME, CacheInfo, Manifest
+from ctx_export.core.model_spec import UNKNOWN_FAMILY
 from ctx_export.core.plan import describe_caches
 from ctx_export.core.progress import Progress, SilentProgress
+from ctx_export.inspection.package import cache_bytes as package_cache_bytes
 from ctx_export.validate.compare import Rule
+from ctx_export.validate.file_check import FileSection
 from ctx_export.validate.memory import gibibytes, parameters, reference_memory
 from ctx_export.validate.package_side import Compared, compare_session
 from ctx_export.validate.pairwise_side import PairwiseSettings, needs_pairs, pairwise_logits
@@ -70,7 +73,8 @@ def run(
     found = _engine(manifest, package)
     if need_engine:
         _check_engine(package, found)
-    rules = _rules(manifest, tolerance, found)
+    judged = tolerance is not None or not _has_other_weights(manifest)
+    rules = _rules(manifest, tolerance, found) if judged else _no_limits(manifest, found)
     memory = reference_memory(checkpoint)
     peers = _peers(rules, found)
     settings = _settings(manifest, checkpoint, peers, by_layer=memory.by_layer)
@@ -93,6 +97,8 @@ def run(
         skipped=skipped,
         quantisation=_quantisation(manifest, compared),
         engine=section,
+        file=_file_check(manifest),
+        judged=judged,
         cache_bytes=package_cache_bytes(manifest),
         seconds=time.monotonic() - started,
         versions=_versions(),
@@ -126,13 +132,25 @@ def _checked(manifest: Manifest, reference: Path) -> Any:
 
     checkpoint = read_checkpoint(reference)
     spec, model = checkpoint.spec, manifest.model
-    for name in ("family", "layers", "heads", "kv_heads", "head_dim", "vocab"):
+    stated = () if model["family"] == UNKNOWN_FAMILY else ("family",)
+    for name in (*stated, "layers", "heads", "kv_heads", "head_dim", "vocab"):
         if getattr(spec, name) != model[name]:
             raise UserError(
                 f"reference {reference} has {name} {getattr(spec, name)}, the package "
                 f"{model[name]}: give the checkpoint that the package was made from"
             )
     return checkpoint
+
+
+def _file_check(manifest: Manifest) -> FileSection | None:
+    """What the export found when it had the ONNX file at hand."""
+    found = (manifest.validation or {}).get("file_check")
+    return None if found is None else FileSection.from_json(found)
+
+
+def _has_other_weights(manifest: Manifest) -> bool:
+    """Whether the package's weights are an ONNX file's quantised ones, and PyTorch's are not."""
+    return manifest.source is not None and bool(manifest.source.get("quantised_weights"))
 
 
 def _quantisation(manifest: Manifest, compared: Compared) -> QuantisationSection | None:
@@ -177,6 +195,11 @@ def _rules(manifest: Manifest, tolerance: float | None, engine: _Engine | None) 
     if engine is not None:
         rules["engine"] = Rule.of(manifest.precision, tolerance, quantised=quantised)
     return rules
+
+
+def _no_limits(manifest: Manifest, engine: _Engine | None) -> dict[str, Rule]:
+    rule = Rule(precision=manifest.precision, tolerance=math.inf)
+    return {"ort": rule} if engine is None else {"ort": rule, "engine": rule}
 
 
 def _peers(rules: dict[str, Rule], engine: _Engine | None) -> tuple[str, ...]:

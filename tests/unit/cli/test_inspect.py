@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ctx_export.cli.inspect import format_bytes, main
+from ctx_export.cli.inspect import main
+from ctx_export.cli.inspect_rows import format_bytes
 from ctx_export.core.manifest import CacheInfo, Manifest, TensorInfo
 
 DEMO = Path(__file__).parents[3] / "exporter/ctx_export/demo"
@@ -145,7 +146,9 @@ def test_package_without_engine_plugins_and_validation(package):
 
 
 def test_checkpoint_in_text():
-    assert rows(DEMO) == {
+    got = rows(DEMO)
+    assert got.pop("runtime").endswith("honours rope_type default")
+    assert got == {
         "checkpoint": str(DEMO),
         "model": "llama, 5 layers, 4 heads on 2, head dimension 64, vocabulary 2048",
         "context": "256 tokens, trained on 256",
@@ -153,6 +156,7 @@ def test_checkpoint_in_text():
         "rotation": "base 10000",
         "scaling": "none, factor 1, multiplier 1",
         "weights": "1 file, 7.9 MiB",
+        "lost": "nothing",
     }
 
 
@@ -171,13 +175,14 @@ def test_checkpoint_with_its_own_scaling(tmp_path):
         max_position_embeddings=4096,
         rope_theta=10000.0,
     )
-    got = report(tmp_path)
+    got = report(tmp_path, "--runtime", "transformers")
     assert got["rope"]["method"] == "yarn"
     assert got["original_context"] == 256
     assert got["scaling"]["multiplier"] == pytest.approx(1.2773, abs=5e-5)  # FORMULAS.md, s = 16
     assert len(got["scaling"]["inv_freq"]) == 32
-    assert rows(tmp_path)["context"] == "4k tokens, trained on 256"
-    assert rows(tmp_path)["parameters"] == "factor 16"
+    told = rows(tmp_path, "--runtime", "transformers")
+    assert told["context"] == "4k tokens, trained on 256"
+    assert told["parameters"] == "factor 16"
 
 
 def test_checkpoint_shards_that_are_missing(tmp_path):
@@ -195,7 +200,7 @@ def test_checkpoint_shards_that_are_missing(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"num_hidden_layers": None}, "num_hidden_layers in config.json is None"),
+        ({"num_hidden_layers": None}, "config.json has num_hidden_layers = None"),
         ({"rope_parameters": {"rope_type": "mrope"}}, "rope_parameters.rope_type is 'mrope'"),
         ({"head_dim": 3}, "the rotary dimension is 3 at head dimension 3"),
     ],
