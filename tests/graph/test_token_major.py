@@ -5,6 +5,7 @@ optimisation off."""
 from __future__ import annotations
 
 import logging
+import re
 
 import numpy as np
 import onnx
@@ -28,6 +29,7 @@ g (%s, float[B,2,9,8] past_key, float[B,2,9,8] past_value, int64[B] seen, int64[
    float[1,3] table, float[1] factor)
   => (float[B,S,32] y, float[B,2,9,8] present_key, float[B,2,9,8] present_value)
 <int64[4] heads = {0, 0, 4, 8}, int64[4] groups = {0, 0, 2, 8}, int64[3] flat = {0, 0, 32},
+ int64[4] all_heads = {0, 0, 8, 8}, int64[3] counts = {4, 2, 2},
  int64[3] widths = {32, 16, 16}, int64[1] zero = {0}, int64[1] two = {2},
  int64[1] q_end = {32}, int64[1] k_end = {48}, int64[1] v_end = {64}, int64[1] last = {-1},
  float[8] gain = {1, 2, 3, 4, 5, 6, 7, 8},
@@ -65,6 +67,17 @@ SLICED = PACKED.replace(
     "q, k, v = Split<axis = -1>(x, widths)",
     "q = Slice(x, zero, q_end, two)\n  k = Slice(x, q_end, k_end, two)\n"
     "  v = Slice(x, k_end, v_end, last)",
+)
+# As onnxruntime-genai's packed GroupQueryAttention becomes standard operators.
+PACKED_HEADS = (
+    HEADER % "float[B,S,64] x"
+    + """
+  x4 = Reshape(x, all_heads)
+  xh = Transpose<perm = [0, 2, 1, 3]>(x4)
+  qh, kh, vh = Split<axis = 1>(xh, counts)
+"""
+    + ATTEND
+    + JOIN_HEADS
 )
 # A norm of q's heads behind the swap, as gemma3 has it.
 NORMED = PLAIN.replace("(qh, kh,", "(qn, kh,").replace(
@@ -141,6 +154,7 @@ def outputs(model: ir.Model, body: AttentionVariant) -> list[np.ndarray]:
         (PACKED, Layout.PACKED, ["x", "x", "x"], []),
         (PACKED.replace("axis = -1", "axis = 2"), Layout.PACKED, ["x", "x", "x"], []),
         (SLICED, Layout.PACKED, ["x", "x", "x"], []),
+        (PACKED_HEADS, Layout.PACKED, ["x", "x", "x"], []),
         (
             NORMED,
             Layout.TOKEN_MAJOR,
@@ -172,6 +186,7 @@ def outputs(model: ir.Model, body: AttentionVariant) -> list[np.ndarray]:
         "split",
         "split along axis 2",
         "sliced",
+        "heads split",
         "norm behind the swap",
         "norm before the swap",
         "gate behind",
@@ -224,6 +239,13 @@ NEGATIVE = {
     "a norm that drops an axis": (NORMED, "ReduceMean(", "ReduceMean<keepdims = 0>(", "q is no"),
     "a norm that others read": (NORMED, "= Reshape(a4,", "= Reshape(qn,", "q is no"),
     "a softmax of the heads": (NORMED, "Sqrt(mean)", "Softmax(mean)", "q is no"),
+    "heads split in another order": (
+        PACKED_HEADS,
+        "(qh, kh, vh,",
+        "(qh, vh, kh,",
+        "q is no [batch, token, head, dim] with heads brought first, but Split (qh)",
+    ),
+    "heads split across tokens": (PACKED_HEADS, "Split<axis = 1>", "Split<axis = 3>", "q is no"),
     "y by head": (
         PLAIN,
         f"a4 = {SWAP}(a)",
@@ -254,17 +276,26 @@ def test_what_cannot_be_stays_and_names_its_reason(text, old, new, reason, caplo
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
-def test_one_layer_that_cannot_keeps_all_as_they_are():
+def two_layers(first: str, second: str) -> ir.Model:
+    """Two attentions in one graph; the second's names end in _2."""
+    for name in ("q4", "k4", "v4", "x4", "xh", "qh", "kh", "vh", "a"):
+        second = re.sub(rf"\b{name}\b", f"{name}_2", second)
+    second = second.replace("present_", "later_") + f"  swapped_2 = {SWAP}(a_2)"
+    return parsed(HEADER % f"{APART}, float[B,S,64] x" + first + second + JOIN_HEADS)
+
+
+@pytest.mark.parametrize(
+    ("second", "matches"),
+    [
+        (SPLIT_HEADS.replace(f"qh = {SWAP}(q4)", "qh = Identity(q4)") + ATTEND, Miss),
+        (PACKED_HEADS.split("{\n")[1].removesuffix(JOIN_HEADS), TokenMajorAttention),
+    ],
+    ids=["one cannot", "one can be packed only"],
+)
+def test_layers_without_a_layout_in_common_stay_as_they_are(second, matches):
     """They share one function body."""
-    body = SPLIT_HEADS + ATTEND
-    second = body.replace("present_", "later_")
-    for name in ("q4", "k4", "v4", "qh", "kh", "vh", "a"):
-        second = second.replace(f" {name} ", f" {name}_2 ").replace(f" {name},", f" {name}_2,")
-    second = second.replace("(qh, kh_2, vh_2", "(past_key, kh_2, vh_2")
-    for name in ("q4", "k4", "v4"):
-        second = second.replace(f"({name})", f"({name}_2)")
-    model = parsed(HEADER % APART + body + second + JOIN_HEADS)
+    model = two_layers(SPLIT_HEADS + ATTEND, second)
     nodes = [n for n in model.graph if n.op_type == "SinkWindowAttention"]
-    assert [type(match(node)) for node in nodes] == [TokenMajorAttention, Miss]
+    assert [type(match(node)) for node in nodes] == [TokenMajorAttention, matches]
     assert keep_tokens_first(model.graph, VARIANT) == VARIANT
     assert all(node.attributes["layout"].as_int() == 0 for node in nodes)

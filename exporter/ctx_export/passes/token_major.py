@@ -4,6 +4,7 @@ attention brings heads before tokens, none behind it brings them back, none spli
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,6 +20,7 @@ from ctx_export.patterns.match import Miss, constant, describe, dimension, produ
 _LOG = logging.getLogger(__name__)
 _PARTS = ("q", "k", "v")
 _LAST_AXES = (-1, 2)  # of [B,S,H·D]
+_HEAD_AXES = (-3, 1)  # of [B,H,S,D]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +37,15 @@ class TokenMajorAttention:
     """An attention between projections: what they give and the node that brings y's heads back."""
 
     node: ir.Node
-    projections: tuple[Projection, Projection, Projection]  # of q, k and v
+    projections: tuple[Projection, ...]  # of q, k and v, or none where they are packed only
     packed: ir.Value | None  # [B,S,(Hq+2·Hkv)·D] that holds all three in order
     swap: ir.Node
+
+    @property
+    def layouts(self) -> set[Layout]:
+        """What it can have."""
+        apart = {Layout.TOKEN_MAJOR} if self.projections else set()
+        return apart | ({Layout.PACKED} if self.packed is not None else set())
 
 
 def keep_tokens_first(graph: ir.Graph, variant: AttentionVariant) -> AttentionVariant:
@@ -50,8 +58,11 @@ def keep_tokens_first(graph: ir.Graph, variant: AttentionVariant) -> AttentionVa
         for miss in [site for site in found if isinstance(site, Miss)][:1]:
             _LOG.info("%s", miss)
         return variant
-    is_packed = all(site.packed is not None for site in sites)
-    layout = Layout.PACKED if is_packed else Layout.TOKEN_MAJOR
+    common = set.intersection(*(site.layouts for site in sites))
+    if not common:
+        _LOG.info("some layers have one projection for q, k and v, others do not")
+        return variant
+    layout = max(common)
     for site in sites:
         _rewrite(graph, site, layout)
     return replace(variant, layout=layout)
@@ -62,21 +73,35 @@ def match(node: ir.Node) -> TokenMajorAttention | Miss:
     heads and tokens and whose y goes to one."""
     if "sink_q" in node.attributes["optional_inputs"].as_string().split(","):
         return _miss(node, 0, "a sink_q is given by head")
-    projections = []
+    projections: list[Projection] = []
+    packed = _packed_heads(node)
     for name, value in zip(_PARTS, node.inputs, strict=False):
-        assert value is not None
-        projection = _projection(value, node)
-        if projection is None:
+        projection = _projection(value, node) if packed is None and value is not None else None
+        if projection is None and packed is None:
             reason = f"{name} is no [batch, token, head, dim] with heads brought first"
             return _miss(node, 1, f"{reason}, but {describe(value)}")
-        projections.append(projection)
+        projections += [] if projection is None else [projection]
     swap = _swap_of(node.outputs[0])
     if isinstance(swap, str):
         return _miss(node, 2, f"y is no result whose tokens are brought first, but {swap}")
-    q, k, v = projections
     return TokenMajorAttention(
-        node=node, projections=(q, k, v), packed=_packed(projections), swap=swap
+        node=node,
+        projections=tuple(projections),
+        packed=packed or _packed(projections),
+        swap=swap,
     )
+
+
+def _packed_heads(node: ir.Node) -> ir.Value | None:
+    """The value [B,S,(Hq+2·Hkv)·D] whose heads, brought first, are split into q, k and v."""
+    split = producer(node.inputs[0], "Split")
+    if split is None or split.attributes.get_int("axis", 0) not in _HEAD_AXES:
+        return None
+    whole = split.inputs[0]
+    if whole is None or list(split.outputs) != list(node.inputs[:3]):
+        return None
+    projection = _projection(whole, split)
+    return projection.flat if projection is not None else None
 
 
 def _projection(value: ir.Value, reader: ir.Node) -> Projection | None:
@@ -176,9 +201,12 @@ def _rewrite(graph: ir.Graph, site: TokenMajorAttention, layout: Layout) -> None
     """Connect the attention with its projections; nodes between them lose their uses."""
     node = site.node
     node.attributes.add(ir.AttrInt64("layout", int(layout)))
-    for index, projection in enumerate(site.projections):
-        given = site.packed if layout == Layout.PACKED else projection.flat
-        node.replace_input_with(index, given or _flattened(graph, node, projection))
+    if layout == Layout.PACKED:
+        given = [site.packed] * len(_PARTS)
+    else:
+        given = [part.flat or _flattened(graph, node, part) for part in site.projections]
+    for index, value in enumerate(given):
+        node.replace_input_with(index, value)
     _read_by_token(graph, site)
 
 
@@ -196,7 +224,7 @@ def _read_by_token(graph: ir.Graph, site: TokenMajorAttention) -> None:
     y, swapped = site.node.outputs[0], site.swap.outputs[0]
     assert y.shape is not None
     sizes = [size for axis in (1, 3) if (size := dimension(y, axis)) is not None]
-    width = site.projections[0].width
+    width = math.prod(sizes)
     y.shape = ir.Shape([y.shape[0], y.shape[2], width])
     by_head: ir.Value | None = None
     for use in list(swapped.uses()):
