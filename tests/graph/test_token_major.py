@@ -85,6 +85,10 @@ NORMED = PLAIN.replace("(qh, kh,", "(qn, kh,").replace(
     "\n  power = Pow(qh, square)\n  mean = ReduceMean(power, last)\n  root = Sqrt(mean)\n"
     "  unit = Div(qh, root)\n  qn = Mul(unit, gain)\n  a, present",
 )
+ONE_FOR_KEYS_AND_VALUES = NORMED.replace("(qn, kh, vh,", "(qh, kn, kn,").replace("qn =", "kn =")
+ONE_FOR_KEYS_AND_VALUES = ONE_FOR_KEYS_AND_VALUES.replace("Pow(qh", "Pow(kh").replace(
+    "Div(qh", "Div(kh"
+)
 BEFORE_SWAP = PLAIN.replace(
     "qh = Transpose<perm = [0, 2, 1, 3]>(q4)",
     "qn = RMSNormalization(q4, gain)\n  qh = Transpose<perm = [0, 2, 1, 3]>(qn)",
@@ -162,6 +166,12 @@ def outputs(model: ir.Model, body: AttentionVariant) -> list[np.ndarray]:
             ["Reshape", "Pow", "ReduceMean", "Sqrt", "Div", "Mul", "Reshape"],
         ),
         (
+            ONE_FOR_KEYS_AND_VALUES,
+            Layout.TOKEN_MAJOR,
+            ["q", "kn.by_token", "kn.by_token"],
+            ["Reshape", "Pow", "ReduceMean", "Sqrt", "Div", "Mul", "Reshape"],
+        ),
+        (
             BEFORE_SWAP,
             Layout.TOKEN_MAJOR,
             ["qn.by_token", "k", "v"],
@@ -188,6 +198,7 @@ def outputs(model: ir.Model, body: AttentionVariant) -> list[np.ndarray]:
         "sliced",
         "heads split",
         "norm behind the swap",
+        "one value for k and v",
         "norm before the swap",
         "gate behind",
         "sizes that nothing names",

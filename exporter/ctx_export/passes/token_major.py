@@ -63,8 +63,9 @@ def keep_tokens_first(graph: ir.Graph, variant: AttentionVariant) -> AttentionVa
         _LOG.info("some layers have one projection for q, k and v, others do not")
         return variant
     layout = max(common)
+    made: dict[ir.Value, ir.Value] = {}
     for site in sites:
-        _rewrite(graph, site, layout)
+        _rewrite(graph, site, layout, made)
     return replace(variant, layout=layout)
 
 
@@ -197,26 +198,33 @@ def _single(value: ir.Value | None) -> int | None:
     return int(array[0]) if array is not None and array.shape == (1,) else None
 
 
-def _rewrite(graph: ir.Graph, site: TokenMajorAttention, layout: Layout) -> None:
-    """Connect the attention with its projections; nodes between them lose their uses."""
+def _rewrite(
+    graph: ir.Graph, site: TokenMajorAttention, layout: Layout, made: dict[ir.Value, ir.Value]
+) -> None:
+    """Connect the attention with its projections; nodes between them lose their uses. `made` has
+    what [B,S,H,D] already is as [B,S,H·D]."""
     node = site.node
     node.attributes.add(ir.AttrInt64("layout", int(layout)))
     if layout == Layout.PACKED:
         given = [site.packed] * len(_PARTS)
     else:
-        given = [part.flat or _flattened(graph, node, part) for part in site.projections]
+        given = [part.flat or _flattened(graph, node, part, made) for part in site.projections]
     for index, value in enumerate(given):
         node.replace_input_with(index, value)
     _read_by_token(graph, site)
 
 
-def _flattened(graph: ir.Graph, node: ir.Node, projection: Projection) -> ir.Value:
+def _flattened(
+    graph: ir.Graph, node: ir.Node, projection: Projection, made: dict[ir.Value, ir.Value]
+) -> ir.Value:
     """A projection as [B,S,H·D], after what is computed on its heads."""
     rows = projection.rows
-    swap_later(rows)
     split = rows.value if rows.nodes else rows.swap.inputs[0]
     assert split is not None
-    return _reshaped(graph, node, split, (projection.width,))
+    if split not in made:
+        swap_later(rows)
+        made[split] = _reshaped(graph, node, split, (projection.width,))
+    return made[split]
 
 
 def _read_by_token(graph: ir.Graph, site: TokenMajorAttention) -> None:
