@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ctx_export.targets._cuda_device import missing_gpu
+
+if TYPE_CHECKING:
+    from tests.support.recording import Support
 
 # Set before transformers or huggingface_hub are imported: tests never ask a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -21,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="libctx_plugins.so of the kernels' gpu tests (default: the one make setup installs)",
     )
+    parser.addoption(
+        "--record-support",
+        metavar="PATH",
+        type=Path,
+        help="keep what is measured of each family there; README's table shows docs/support.json",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,6 +41,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if reason is not None:
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def support(request: pytest.FixtureRequest) -> Iterator[Support]:
+    """Takes what tests measure of each family; --record-support keeps it."""
+    from tests.support.decoders import DECODERS
+    from tests.support.recording import Support
+
+    taken = Support({name: decoder.apart for name, decoder in DECODERS.items()})
+    yield taken
+    path = request.config.getoption("--record-support")
+    if path is not None:
+        taken.write(path)
 
 
 @pytest.fixture(scope="module")

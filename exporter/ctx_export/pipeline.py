@@ -137,7 +137,9 @@ def export_source(
         own = _operators_of_onnxruntime(model)
         _check_engine(recipe, own)
         progress.stage("writing weights")
-        manifest = write_model(model, source, planned, stage, progress, copy=recipe.copy_weights)
+        manifest = write_model(
+            model, source, planned, stage, progress, hard_links=not recipe.copy_weights
+        )
         copy_tokenizer(source.tokenizers, stage)
         manifest, lines = _add_engine(manifest, recipe, own, stage, progress)
         manifest.save(stage)

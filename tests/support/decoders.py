@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of further decoder families, each with what sets it apart."""
+"""Tiny random checkpoints of decoder families, each with what sets it apart."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ class Decoder:
     """A family's checkpoint: its config, and the rotary settings of its kinds of layers if any."""
 
     name: str
+    apart: str
     config: dict[str, Any] = field(default_factory=dict)
     partial: float = 1.0  # share of the head that rotates
     local: dict[str, Any] | None = None  # rotary settings of the layers with a window
+    unsaid: tuple[str, ...] = ()  # settings of save_decoder that its config does not know
 
     def rope(self, **entries: Any) -> dict[str, Any]:
         """rope_parameters with `entries` for the layers that see every token."""
@@ -34,12 +36,33 @@ class Decoder:
 
 WINDOWED = {"sliding_window": WINDOW, "layer_types": ALTERNATING}
 EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+EXPERTS_APART = (
+    "experts: every expert computes every token, which costs as many times more as there are "
+    "experts to one chosen"
+)
 DECODERS = {
     decoder.name: decoder
     for decoder in (
-        Decoder(name="gemma", config={"head_dim": 24}),
+        Decoder(name="llama", apart="every method is tested, in three precisions"),
+        Decoder(
+            name="mistral",
+            apart="as llama; layers may have windows",
+            config={"head_dim": 16, "sliding_window": WINDOW},
+        ),
+        Decoder(name="qwen2", apart="as llama; q, k and v have biases"),
+        Decoder(
+            name="qwen3", apart="as llama; queries and keys are normed", config={"head_dim": 16}
+        ),
+        Decoder(
+            name="phi3",
+            apart="as llama; one projection for q, k and v, part of the head may rotate",
+            partial=0.5,
+            config={"original_max_position_embeddings": ORIGINAL_CONTEXT},
+        ),
+        Decoder(name="gemma", apart="embeddings scaled by a constant", config={"head_dim": 24}),
         Decoder(
             name="gemma2",
+            apart="logits capped, windows in every other layer",
             config={
                 "head_dim": 16,
                 "query_pre_attn_scalar": 24,
@@ -50,24 +73,70 @@ DECODERS = {
         ),
         Decoder(
             name="gemma3_text",
+            apart="layers with a window have a table of their own",
             config={"head_dim": 16, **WINDOWED},
             local={"rope_type": "default", "rope_theta": 1000.0},
         ),
-        Decoder(name="phi", partial=0.5, config={"tie_word_embeddings": False}),
-        Decoder(name="gpt_neox", partial=0.25, config={"tie_word_embeddings": False}),
-        Decoder(name="cohere", config={"logit_scale": 0.5, "use_qk_norm": True}),
-        Decoder(name="cohere2", config={"head_dim": 16, "logit_scale": 0.5, **WINDOWED}),
-        Decoder(name="mixtral", config={**EXPERTS, "num_local_experts": 3, "head_dim": 16}),
-        Decoder(name="qwen2_moe", config={**EXPERTS, "shared_expert_intermediate_size": 24}),
-        Decoder(name="qwen3_moe", config={**EXPERTS, "head_dim": 16}),
+        Decoder(
+            name="phi",
+            apart="part of the head rotates; parallel blocks",
+            partial=0.5,
+            config={"tie_word_embeddings": False},
+        ),
+        Decoder(
+            name="gpt_neox",
+            apart="as phi; one projection for q, k and v",
+            partial=0.25,
+            config={"tie_word_embeddings": False},
+            unsaid=("num_key_value_heads",),
+        ),
+        Decoder(
+            name="gptj",
+            apart="sines and cosines come from a buffer; exports with `--no-validate` only: it "
+            "cannot be validated yet, nor is streaming tested",
+            config={"rotary_dim": 8, "tie_word_embeddings": False},
+            unsaid=("num_key_value_heads", "rope_parameters", "intermediate_size"),
+        ),
+        Decoder(
+            name="cohere",
+            apart="neighbouring dims rotate together",
+            config={"logit_scale": 0.5, "use_qk_norm": True},
+        ),
+        Decoder(
+            name="cohere2",
+            apart="as cohere; layers that see every token know no positions",
+            config={"head_dim": 16, "logit_scale": 0.5, **WINDOWED},
+        ),
+        Decoder(
+            name="mixtral",
+            apart=EXPERTS_APART,
+            config={**EXPERTS, "num_local_experts": 3, "head_dim": 16},
+        ),
+        Decoder(
+            name="qwen2_moe",
+            apart=EXPERTS_APART,
+            config={**EXPERTS, "shared_expert_intermediate_size": 24},
+        ),
+        Decoder(name="qwen3_moe", apart=EXPERTS_APART, config={**EXPERTS, "head_dim": 16}),
         Decoder(
             name="gpt_oss",
+            apart="learned logits of the heads in the softmax, experts, windows in every other "
+            "layer",
             config={**EXPERTS, "num_local_experts": 3, "head_dim": 16, **WINDOWED},
         ),
         # Nothing in the exporter names these.
-        Decoder(name="glm4", partial=0.5, config={"head_dim": 16}),
-        Decoder(name="olmo2"),
-        Decoder(name="smollm3", config={"no_rope_layers": [1, 0]}),
+        Decoder(
+            name="glm4",
+            apart="part of the head rotates, neighbouring dims together",
+            partial=0.5,
+            config={"head_dim": 16},
+        ),
+        Decoder(name="olmo2", apart="norms after the blocks and of queries and keys"),
+        Decoder(
+            name="smollm3",
+            apart="some layers know no positions",
+            config={"no_rope_layers": [1, 0]},
+        ),
     )
 }
 
@@ -91,8 +160,8 @@ def save_decoder(decoder: Decoder, directory: Path) -> Path:
         "eos_token_id": 2,
         **decoder.config,
     }
-    if decoder.name == "gpt_neox":
-        del entries["num_key_value_heads"]  # as many as query heads, always
+    for key in decoder.unsaid:
+        del entries[key]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(decoder.name, **entries))
     randomise(model)
     model.save_pretrained(directory)

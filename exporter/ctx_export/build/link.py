@@ -27,10 +27,10 @@ class LinkedFile:
 
 
 def link_files(
-    files: Iterable[Path], directory: Path, taken: Iterable[str] = (), *, copy: bool = False
+    files: Iterable[Path], directory: Path, taken: Iterable[str] = (), *, hard_links: bool = True
 ) -> dict[Path, LinkedFile]:
     """Put every one of `files` into `directory`: as a clone that shares its blocks where the file
-    system can, else as a hard link, else, or where `copy` asks for it, as a copy.
+    system can, else with `hard_links` as one, else as a copy.
 
     They keep their names, except those of `taken`, such as the package's own files have, and the
     second of two that are equal.
@@ -40,7 +40,7 @@ def link_files(
     for file in sorted(files):
         name = _free_name(file.name, used)
         used.add(name)
-        done[file] = LinkedFile(name=name, how=_put(file.resolve(), directory / name, copy))
+        done[file] = LinkedFile(name=name, how=_put(file.resolve(), directory / name, hard_links))
     return done
 
 
@@ -53,20 +53,18 @@ def _free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def _put(file: Path, target: Path, copy: bool) -> str:
-    if copy:
-        shutil.copyfile(file, target)
-        return "copied"
+def _put(file: Path, target: Path, hard_links: bool) -> str:
     if _clone(file, target):
         return "cloned"
     try:
-        os.link(file, target)
-        return "linked"
+        if hard_links:
+            os.link(file, target)
+            return "linked"
     except OSError as error:
         if error.errno not in _ACROSS:
             raise
-        shutil.copyfile(file, target)
-        return "copied"
+    shutil.copyfile(file, target)
+    return "copied"
 
 
 def _clone(file: Path, target: Path) -> bool:

@@ -33,11 +33,14 @@ def write_model(
     directory: Path,
     progress: Progress,
     *,
-    copy: bool = False,
+    hard_links: bool = True,
 ) -> Manifest:
     """Write a rewritten graph with its weights into `directory`; the manifest, without engine and
-    validation, is the caller's to save. `copy`: the source's files are not shared."""
-    how = Storing(move_constants=source.file is not None, copy=copy)
+    validation, is the caller's to save. Without `hard_links` its
+    weight files are its own."""
+    from_file = source.file is not None
+    # onnx.load would refuse the user's own file once it has a second hard link.
+    how = Storing(move_constants=from_file, hard_links=hard_links and not from_file)
     stored = store_weights(model.graph, source.weights, directory, progress, how)
     ir.save(model, directory / MODEL_NAME)
     return _manifest(source, plan, stored)

@@ -37,11 +37,11 @@ class StoredWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storing:
-    """`move_constants`: those inside the graph of more than a kilobyte leave it. `copy`: the
-    source's files are copied, not shared."""
+    """`move_constants`: those inside the graph of more than a kilobyte leave it. `hard_links`: the
+    package's weight files may be the source's own under a second name."""
 
     move_constants: bool = False
-    copy: bool = False
+    hard_links: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ def store_weights(
     inside = _constants(graph) if how.move_constants else {}
     own = {DATA_NAME} if changed or inside else set()
     files = {place.file for place in places.values()}
-    linked = link_files(files, directory, own, copy=how.copy)
+    linked = link_files(files, directory, own, hard_links=how.hard_links)
     for name, place in places.items():
         _refer(graph, name, linked[place.file].name, place.offset, place.length)
     names = {file.name for file in linked.values()} | own

@@ -92,8 +92,8 @@ def package_options(function: Decorated) -> Decorated:
             "--copy-weights",
             is_flag=True,
             default=None,
-            help="Copy the source's weight files into the package, where they are else shared "
-            "with it: onnx.load refuses files with several hard links.",
+            help="Give the package weight files of its own, where they would else be hard links "
+            "to the checkpoint's: onnx.load refuses those.",
         ),
         click.option(
             "--no-validate",

@@ -42,12 +42,13 @@ def _settle(value: ir.Value, first: _Typed, second: _Typed) -> None:
     own = value.shape if value.shape is not None and len(value.shape) == len(one) else None
     sizes: list[int | str] = []
     for axis, (a, b) in enumerate(zip(one, other, strict=True)):
+        held = None if own is None else own[axis]
         if a is not None and a == b:
             sizes.append(a)
         elif (a, b) in _NAMES:
             sizes.append(_NAMES[a, b])
-        elif own is not None and isinstance(size := own[axis], ir.SymbolicDim) and size.value:
-            sizes.append(size.value)
+        elif isinstance(held, ir.SymbolicDim) and held.value is not None:
+            sizes.append(held.value)
         else:
             sizes.append(f"{value.name}.{axis}")
     value.shape = ir.Shape(sizes)

@@ -121,6 +121,11 @@ def check_file(source: Source, directory: Path, progress: Progress) -> FileSecti
     if chunked is not None:
         expected.append(chunked)
         splits.append(pieces)
+    if original.unrounded:
+        rule += (
+            f"; the file without rounding activations in {original.unrounded} places outside of"
+        )
+        rule += " products"
     for logits in expected:
         check_shape(logits, (*tokens.shape, source.spec.vocab))
     with tempfile.TemporaryDirectory(prefix=".file-check.", dir=directory) as place:

@@ -41,7 +41,10 @@ class OriginalFile:
     by node, as it is written.
     """
 
+    unrounded: int  # places where activations were rounded to integers that no product needs
+
     def __init__(self, path: Path, head_dim: int, *, optimise: bool = True) -> None:
+        import onnx_ir as ir
         import onnxruntime as ort
 
         settings = ort.SessionOptions()
@@ -51,8 +54,11 @@ class OriginalFile:
         folder = "session.model_external_initializers_file_folder_path"
         settings.add_session_config_entry(folder, str(path.parent.resolve()))
         try:
-            model = _float_model(path)
-            self._session = ort.InferenceSession(model, settings, providers=[_PROVIDER])
+            model = _read(path)
+            self.unrounded = _without_rounding(model.graph)
+            self._least_slots = _least_slots(model.graph)
+            content = ir.to_proto(model).SerializeToString()
+            self._session = ort.InferenceSession(content, settings, providers=[_PROVIDER])
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise CannotRun(_first_line(error)) from None
         self._head_dim = head_dim
@@ -72,7 +78,7 @@ class OriginalFile:
         through the file's own cache: not every attention takes pieces of several at once."""
         if pieces is not None and len(tokens) > 1:
             return np.concatenate([self.logits(row[None], pieces) for row in tokens])
-        cache, parts, start = self._empty_cache(len(tokens)), [], 0
+        cache, parts, start = self._empty_cache(tokens.shape), [], 0
         for size in pieces or [tokens.shape[1]]:
             found = self._run(self._feed(tokens[:, start : start + size], start, cache))
             parts.append(np.asarray(found["logits"], np.float32))
@@ -126,34 +132,50 @@ class OriginalFile:
                     break
         return pairs
 
-    def _empty_cache(self, batch: int) -> dict[str, Any]:
-        """A cache of no tokens."""
+    def _empty_cache(self, tokens: tuple[int, ...]) -> dict[str, Any]:
+        """A cache of no tokens, for `tokens` [B,N] of them."""
+        batch, count = tokens
+        slots = max(self._least_slots, count) if self._least_slots else 0
         found = {}
         for name in self._carried:
             shape = list(self._inputs[name].shape)
             if len(shape) != 4 or not isinstance(shape[1], int):
                 raise CannotRun(f"its cache {name} has shape {shape}")
             dim = shape[3] if isinstance(shape[3], int) else self._head_dim
-            found[name] = np.zeros((batch, shape[1], 0, dim), self._type(name))
+            found[name] = np.zeros((batch, shape[1], slots, dim), self._type(name))
         return found
 
 
-def _float_model(path: Path) -> str | bytes:
-    """The file, or its bytes with quantised products that are told not to round activations: a
-    rounding jumps where two orders of computing fall on two sides of a border."""
+def _read(path: Path) -> ir.Model:
+    """The file's graph; its weights stay where they are."""
     import onnx
+    import onnx_ir as ir
 
-    model = onnx.load(str(path), load_external_data=False)
-    changed = False
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if (node.op_type, attribute.name) == _ROUNDING and attribute.i:
-                attribute.i, changed = 0, True
-    return model.SerializeToString() if changed else str(path)
+    return ir.from_proto(onnx.load(str(path), load_external_data=False))
+
+
+def _without_rounding(graph: ir.Graph) -> int:
+    """Let `graph` compute as its rewritten form does: without rounding activations where no
+    product with quantised weights needs it. A rounding jumps where two orders of computing fall on
+    two sides of a border. Returns how many places that are outside of products."""
+    from ctx_export.frontends.quantised_activations import drop_idle_pairs
+
+    compute_in_float(graph)
+    return drop_idle_pairs(graph)
+
+
+def _least_slots(graph: ir.Graph) -> int:
+    """Slots that an empty cache must have: 0, but for operators that keep a window only."""
+    windows = [
+        node.attributes.get_int("local_window_size", 0) or 0
+        for node in graph.all_nodes()
+        if node.attributes.get_int("sliding_window_cache", 0)
+    ]
+    return max(windows, default=0)
 
 
 def compute_in_float(graph: ir.Graph) -> None:
-    """The same in a rewritten graph."""
+    """Products with quantised weights do not round what they multiply, in place."""
     for node in graph.all_nodes():
         if node.op_type == _ROUNDING[0]:
             node.attributes.pop(_ROUNDING[1], None)
