@@ -48,10 +48,10 @@ int64_t optionalBatch(nvinfer1::PluginTensorDesc const* descs, int32_t index)
 
 } // namespace
 
-std::array<Field<SinkWindowAttentionAttributes>, 11> const& SinkWindowAttentionAttributes::fields()
+std::array<Field<SinkWindowAttentionAttributes>, 12> const& SinkWindowAttentionAttributes::fields()
 {
     using A = SinkWindowAttentionAttributes;
-    static std::array<Field<A>, 11> const table{{
+    static std::array<Field<A>, 12> const table{{
         {&A::sinks, {"sinks", 0, kMAX_INTEGER, "first tokens that every later query sees"}},
         {&A::window, {"window", 0, kMAX_INTEGER, "tokens a query sees back, itself included; 0: unlimited"}},
         {&A::scale, {"scale", -kMAX_REAL, kMAX_REAL, "factor on q.k"}},
@@ -65,6 +65,9 @@ std::array<Field<SinkWindowAttentionAttributes>, 11> const& SinkWindowAttentionA
                 "what is rotated here; 0: cached keys on read; 1: q and new keys; 2: q and cached keys on read"}},
         {&A::sinkPosition,
             {"sink_position", 0, kMAX_INTEGER, "sinks meet q rotated at most there; 0: as other keys do"}},
+        {&A::layout,
+            {"layout", 0, static_cast<double>(AttentionLayout::kPACKED),
+                "of q, k, v and y; 0: [batch, head, token, dim]; 1: [batch, token, heads]; 2: q, k and v in one"}},
         {&A::optionalInputs, {"optional_inputs", 0, 0, "comma-separated names of the optional inputs present"}},
     }};
     return table;
@@ -123,7 +126,17 @@ SinkWindowAttentionPlugin::SinkWindowAttentionPlugin(Attributes const& attribute
         throw std::invalid_argument(message("attribute optional_inputs is \"", mAttributes.optionalInputs,
             "\": give both key_scale and value_scale (a quantised cache) or neither"));
     }
+    if (layout() != AttentionLayout::kHEAD_MAJOR && mOptional.sinkQuery >= 0)
+    {
+        throw std::invalid_argument(message("attribute layout is ", mAttributes.layout, " and optional_inputs \"",
+            mAttributes.optionalInputs, "\": a sink_q goes with layout 0 only, or give a sink_position instead"));
+    }
     checkRotation();
+}
+
+AttentionLayout SinkWindowAttentionPlugin::layout() const noexcept
+{
+    return static_cast<AttentionLayout>(mAttributes.layout);
 }
 
 void SinkWindowAttentionPlugin::checkRotation() const
@@ -172,20 +185,20 @@ int32_t SinkWindowAttentionPlugin::getOutputDataTypes(
 
 int32_t SinkWindowAttentionPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs,
     nvinfer1::DimsExprs const*, int32_t, nvinfer1::DimsExprs* outputs, int32_t nbOutputs,
-    nvinfer1::IExprBuilder&) noexcept
+    nvinfer1::IExprBuilder& exprBuilder) noexcept
 {
     return guarded(kNAME, "output shapes", 1,
         [&]
         {
             checkCounts(nbInputs, nbOutputs);
-            checkRank("q", inputs[kQUERY].nbDims, 4);
-            checkRank("k", inputs[kKEY].nbDims, 4);
-            checkRank("v", inputs[kVALUE].nbDims, 4);
+            checkRank("q", inputs[kQUERY].nbDims, layoutRank(layout()));
+            checkRank("k", inputs[kKEY].nbDims, layoutRank(layout()));
+            checkRank("v", inputs[kVALUE].nbDims, layoutRank(layout()));
             checkRank("past_key", inputs[kPAST_KEY].nbDims, 4);
             checkRank("past_value", inputs[kPAST_VALUE].nbDims, 4);
             checkRank("seen", inputs[kSEEN].nbDims, 1);
             checkRank("new", inputs[kNEW].nbDims, 1);
-            outputs[kOUTPUT] = inputs[kQUERY];
+            outputs[kOUTPUT] = outputShape(layout(), inputs[kQUERY], inputs[kPAST_KEY], exprBuilder);
             outputs[kPRESENT_KEY] = inputs[kPAST_KEY];
             outputs[kPRESENT_VALUE] = inputs[kPAST_VALUE];
             return 0;
@@ -226,7 +239,7 @@ int32_t SinkWindowAttentionPlugin::configurePlugin(nvinfer1::DynamicPluginTensor
         {
             using Params = SinkWindowAttentionParams;
             checkCounts(nbInputs, nbOutputs);
-            int64_t const headDim = in[kQUERY].desc.dims.d[3];
+            int64_t const headDim = headDimOf(layout(), in[kQUERY].desc.dims, in[kPAST_KEY].desc.dims);
             if (headDim > Params::kMAX_HEAD_DIM || (headDim >= 0 && headDim % Params::kHEAD_DIM_STEP != 0))
             {
                 throw std::invalid_argument(
@@ -265,29 +278,27 @@ int32_t SinkWindowAttentionPlugin::onShapeChange(nvinfer1::PluginTensorDesc cons
             checkCounts(nbInputs, nbOutputs);
             nvinfer1::Dims const& query = in[kQUERY].dims;
             nvinfer1::Dims const& past = in[kPAST_KEY].dims;
-            checkRank("q", query.nbDims, 4);
+            checkRank("q", query.nbDims, layoutRank(layout()));
             checkRank("past_key", past.nbDims, 4);
-            int64_t const batch = query.d[0];
-            int64_t const rows = query.d[2];
-            int64_t const dim = query.d[3];
-            checkShape("k", in[kKEY].dims, {batch, past.d[1], rows, dim});
-            checkShape("v", in[kVALUE].dims, {batch, past.d[1], rows, dim});
-            checkShape("past_key", past, {batch, past.d[1], past.d[2], dim});
-            checkShape("past_value", in[kPAST_VALUE].dims, {batch, past.d[1], past.d[2], dim});
+            AttentionSizes const sizes = AttentionSizes::of(layout(), query, past);
+            auto const& [batch, queryHeads, kvHeads, rows, capacity, dim] = sizes;
+            checkProjections(layout(), sizes, query, in[kKEY].dims, in[kVALUE].dims);
+            checkShape("past_key", past, {batch, kvHeads, capacity, dim});
+            checkShape("past_value", in[kPAST_VALUE].dims, {batch, kvHeads, capacity, dim});
             checkShape("seen", in[kSEEN].dims, {batch});
             checkShape("new", in[kNEW].dims, {batch});
-            checkOptionalShapes(in, query);
+            checkOptionalShapes(in, sizes);
             return 0;
         });
 }
 
 void SinkWindowAttentionPlugin::checkOptionalShapes(
-    nvinfer1::PluginTensorDesc const* in, nvinfer1::Dims const& query) const
+    nvinfer1::PluginTensorDesc const* in, AttentionSizes const& sizes) const
 {
-    int64_t const batch = query.d[0];
+    int64_t const batch = sizes.batch;
     if (mOptional.sinkQuery >= 0)
     {
-        checkShape("sink_q", in[mOptional.sinkQuery].dims, {batch, query.d[1], query.d[2], query.d[3]});
+        checkShape("sink_q", in[mOptional.sinkQuery].dims, {batch, sizes.queryHeads, sizes.rows, sizes.headDim});
     }
     if (mOptional.inverseFrequency >= 0)
     {
@@ -298,13 +309,12 @@ void SinkWindowAttentionPlugin::checkOptionalShapes(
     }
     if (mOptional.headSink >= 0)
     {
-        checkShape("head_sink", in[mOptional.headSink].dims, {query.d[1]});
+        checkShape("head_sink", in[mOptional.headSink].dims, {sizes.queryHeads});
     }
     if (mOptional.keyScale >= 0)
     {
-        int64_t const kvHeads = in[kPAST_KEY].dims.d[1];
-        checkShape("key_scale", in[mOptional.keyScale].dims, {kvHeads});
-        checkShape("value_scale", in[mOptional.valueScale].dims, {kvHeads});
+        checkShape("key_scale", in[mOptional.keyScale].dims, {sizes.kvHeads});
+        checkShape("value_scale", in[mOptional.valueScale].dims, {sizes.kvHeads});
     }
 }
 
@@ -312,12 +322,7 @@ CtxSinkWindowAttentionParams SinkWindowAttentionPlugin::paramsWithoutPointers(Ca
 {
     CtxSinkWindowAttentionParams params{};
     params.size = sizeof(params);
-    params.batch = sizes.query.d[0];
-    params.queryHeads = sizes.query.d[1];
-    params.kvHeads = sizes.past.d[1];
-    params.rows = sizes.query.d[2];
-    params.capacity = sizes.past.d[2];
-    params.headDim = sizes.query.d[3];
+    placeTensors(layout(), AttentionSizes::of(layout(), sizes.query, sizes.past), params);
     params.sinks = mAttributes.sinks;
     params.window = mAttributes.window;
     params.rotaryDim = mAttributes.rotaryDim;
@@ -362,6 +367,10 @@ int32_t SinkWindowAttentionPlugin::enqueue(nvinfer1::PluginTensorDesc const* inp
             params.query = inputs[kQUERY];
             params.key = inputs[kKEY];
             params.value = inputs[kVALUE];
+            if (layout() == AttentionLayout::kPACKED)
+            {
+                placeKeysAndValues(params);
+            }
             params.pastKey = inputs[kPAST_KEY];
             params.pastValue = inputs[kPAST_VALUE];
             params.seen = static_cast<int64_t const*>(inputs[kSEEN]);

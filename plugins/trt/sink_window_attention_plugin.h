@@ -2,7 +2,7 @@
 #pragma once
 
 #include "ctx_plugins/ctx_kernels.h"
-#include "trt/plugin_base.h"
+#include "trt/attention_layout.h"
 
 #include <array>
 
@@ -21,9 +21,10 @@ struct SinkWindowAttentionAttributes
     int32_t interleaved;
     int32_t rotation; // a CtxRotation
     int32_t sinkPosition;
+    int32_t layout; // an AttentionLayout
     std::string optionalInputs;
 
-    static std::array<Field<SinkWindowAttentionAttributes>, 11> const& fields();
+    static std::array<Field<SinkWindowAttentionAttributes>, 12> const& fields();
 };
 
 // Input index of each optional input, -1 if absent.
@@ -80,10 +81,11 @@ public:
         void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
 
 private:
+    AttentionLayout layout() const noexcept;
     void checkRotation() const;
     void checkCounts(int32_t nbInputs, int32_t nbOutputs) const;
     CtxSinkWindowAttentionParams paramsWithoutPointers(CallSizes const& sizes) const;
-    void checkOptionalShapes(nvinfer1::PluginTensorDesc const* in, nvinfer1::Dims const& query) const;
+    void checkOptionalShapes(nvinfer1::PluginTensorDesc const* in, AttentionSizes const& sizes) const;
 
     OptionalInputs const mOptional;
 };

@@ -264,7 +264,7 @@ struct Rotation
     std::string optionalInputs;
 };
 
-std::unique_ptr<nvinfer1::IPluginV3> attentionPlugin(Rotation const& rotation)
+std::unique_ptr<nvinfer1::IPluginV3> attentionPlugin(Rotation const& rotation, int32_t layout = 0)
 {
     int32_t const zero = 0;
     std::string const& names = rotation.optionalInputs;
@@ -274,6 +274,7 @@ std::unique_ptr<nvinfer1::IPluginV3> attentionPlugin(Rotation const& rotation)
             PluginField{"softcap", &kSOFTCAP, PluginFieldType::kFLOAT32, 1}, number("alias", zero),
             number("bounded", kONE), number("rotary_dim", rotation.rotaryDim), number("interleaved", zero),
             number("rotation", rotation.rotation), number("sink_position", rotation.sinkPosition),
+            number("layout", layout),
             PluginField{"optional_inputs", names.data(), PluginFieldType::kCHAR, static_cast<int32_t>(names.size())}});
 }
 
@@ -297,6 +298,70 @@ Node attentionNode()
     node.outputs.push_back(floats({kBATCH, kHEADS, kROWS, kDIM}, 10));
     node.outputs.push_back(floats({kBATCH, kKV_HEADS, kSLOTS, kDIM}, 11));
     node.outputs.push_back(floats({kBATCH, kKV_HEADS, kSLOTS, kDIM}, 12));
+    return node;
+}
+
+// [batch, head, token, dim] as [batch, token, head * dim].
+Tensor byToken(Tensor const& byHead)
+{
+    int64_t const* const sizes = byHead.desc.dims.d;
+    Tensor tensor = describe({sizes[0], sizes[2], sizes[1] * sizes[3]}, DataType::kFLOAT);
+    for (int64_t row = 0; row < sizes[0] * sizes[2]; ++row)
+    {
+        for (int64_t head = 0; head < sizes[1]; ++head)
+        {
+            int64_t const from = (row / sizes[2] * sizes[1] + head) * sizes[2] + row % sizes[2];
+            auto const first = byHead.floats.begin() + from * sizes[3];
+            tensor.floats.insert(tensor.floats.end(), first, first + sizes[3]);
+        }
+    }
+    return tensor;
+}
+
+// Tensors [batch, token, …] side by side.
+Tensor packed(std::vector<Tensor> const& parts)
+{
+    int64_t width = 0;
+    for (Tensor const& part : parts)
+    {
+        width += part.desc.dims.d[2];
+    }
+    Tensor tensor = describe({kBATCH, kROWS, width}, DataType::kFLOAT);
+    for (int64_t row = 0; row < kBATCH * kROWS; ++row)
+    {
+        for (Tensor const& part : parts)
+        {
+            auto const first = part.floats.begin() + row * part.desc.dims.d[2];
+            tensor.floats.insert(tensor.floats.end(), first, first + part.desc.dims.d[2]);
+        }
+    }
+    return tensor;
+}
+
+// An attention that rotates its q and k.
+Node rotatingNode()
+{
+    Node node = attentionNode();
+    node.plugin = attentionPlugin({12, CTX_ROTATION_ON_WRITE, kSINKS + kWINDOW - 1, "inv_freq,multiplier,head_sink"});
+    node.inputs.erase(node.inputs.begin() + 7); // sink_q
+    return node;
+}
+
+// The same with q, k, v and y as the layout has them.
+Node nodeOfLayout(int32_t layout)
+{
+    Node node = rotatingNode();
+    node.plugin
+        = attentionPlugin({12, CTX_ROTATION_ON_WRITE, kSINKS + kWINDOW - 1, "inv_freq,multiplier,head_sink"}, layout);
+    for (Tensor* const tensor : {&node.inputs[0], &node.inputs[1], &node.inputs[2], &node.outputs[0]})
+    {
+        *tensor = byToken(*tensor);
+    }
+    if (layout == 2)
+    {
+        Tensor const all = packed({node.inputs[0], node.inputs[1], node.inputs[2]});
+        std::fill_n(node.inputs.begin(), 3, all);
+    }
     return node;
 }
 

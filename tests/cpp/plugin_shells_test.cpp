@@ -37,6 +37,27 @@ void rotationReachesTheKernel()
     }
 }
 
+// Oracle: the same attention of [batch, head, token, dim].
+void layoutsReachTheKernel()
+{
+    Node byHead = rotatingNode();
+    CHECK(byHead.onShapeChange() == 0);
+    CHECK(byHead.enqueue().first == 0);
+    for (int32_t const layout : {1, 2})
+    {
+        Node node = nodeOfLayout(layout);
+        CHECK(node.onShapeChange() == 0);
+        CHECK(node.enqueue().first == 0);
+        CHECK(node.outputs[0].floats == byToken(byHead.outputs[0]).floats);
+        CHECK(node.outputs[1].floats == byHead.outputs[1].floats);
+        CHECK(node.outputs[2].floats == byHead.outputs[2].floats);
+        CHECK(gAttention.queryHeads == kHEADS && gAttention.rows == kROWS && gAttention.headDim == kDIM);
+        int64_t const width = (layout == 1 ? kKV_HEADS : kHEADS + 2 * kKV_HEADS) * kDIM;
+        CHECK(gAttention.keyStrides.token == width && gAttention.keyStrides.head == kDIM);
+        CHECK(gAttention.outputStrides.token == kHEADS * kDIM);
+    }
+}
+
 // Oracle: the C interface. Outputs are compared as bytes: those of a cache make no numbers as floats.
 void quantisedAttentionEqualsTheKernel()
 {
@@ -290,6 +311,33 @@ void rotationThatLacksItsInputsIsRefused()
     }
 }
 
+// A sink_q is given by head; sizes that are no whole number of heads, or not those of the others.
+void layoutsThatDoNotFitAreRefused()
+{
+    Rotation const secondQuery{0, CTX_ROTATION_KEYS_ON_READ, 0, "sink_q"};
+    for (int32_t const layout : {1, 2})
+    {
+        CHECK(contains(loggedBy(11, [&] { return attentionPlugin(secondQuery, layout) == nullptr ? 1 : 0; }),
+            "a sink_q goes with layout 0 only"));
+    }
+    CHECK(contains(
+        loggedBy(11, [] { return attentionPlugin({0, 0, 0, ""}, 3) == nullptr ? 1 : 0; }), "attribute layout is 3"));
+    char const* const names[] = {"q", "k", "v"};
+    for (int32_t const layout : {1, 2})
+    {
+        for (size_t i = 0; i < 3; ++i)
+        {
+            Node node = nodeOfLayout(layout);
+            node.inputs[i].desc.dims.d[2] += 8;
+            std::string const text = loggedBy(11, [&] { return node.onShapeChange(); });
+            CHECK(contains(text, ("input " + std::string{names[i]} + " has shape [").c_str()));
+        }
+        Node node = nodeOfLayout(layout);
+        node.inputs[0] = rotatingNode().inputs[0];
+        CHECK(contains(loggedBy(11, [&] { return node.onShapeChange(); }), "input q has 4 dimensions: give it 3"));
+    }
+}
+
 // It has no attributes: no list of fields, and one that is null, both make the plugin.
 void aPluginWithoutAttributesSerialisesNone()
 {
@@ -354,6 +402,8 @@ int main(int argc, char** argv)
     std::map<std::string, void (*)()> const cases{
         {"attention_equals_the_kernel", attentionEqualsTheKernel},
         {"rotation_reaches_the_kernel", rotationReachesTheKernel},
+        {"layouts_reach_the_kernel", layoutsReachTheKernel},
+        {"layouts_that_do_not_fit_are_refused", layoutsThatDoNotFitAreRefused},
         {"rotation_that_lacks_its_inputs_is_refused", rotationThatLacksItsInputsIsRefused},
         {"quantised_attention_equals_the_kernel", quantisedAttentionEqualsTheKernel},
         {"cache_types_go_with_the_scales", cacheTypesGoWithTheScales},

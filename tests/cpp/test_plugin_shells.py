@@ -13,6 +13,8 @@ from tests.kernels.host_build import build
 CASES = [
     "attention_equals_the_kernel",
     "rotation_reaches_the_kernel",
+    "layouts_reach_the_kernel",
+    "layouts_that_do_not_fit_are_refused",
     "rotation_that_lacks_its_inputs_is_refused",
     "quantised_attention_equals_the_kernel",
     "cache_types_go_with_the_scales",

@@ -19,6 +19,7 @@ from ctx_export.ops.spec import (
     PLUGIN_ATTRIBUTES,
     SCALED_ROTARY_EMBEDDING,
     SINK_WINDOW_ATTENTION,
+    Layout,
 )
 
 pytest.importorskip("tensorrt_rtx")
@@ -41,6 +42,7 @@ BASE = {
     "interleaved": 0,
     "rotation": 0,
     "sink_position": 0,
+    "layout": 0,
     "optional_inputs": "",
 }
 
@@ -69,7 +71,7 @@ def model(
     graph = helper.make_graph(
         [node],
         "plugin",
-        [helper.make_tensor_value_info(name, *inputs[name]) for name in node.input],
+        [helper.make_tensor_value_info(name, *inputs[name]) for name in dict.fromkeys(node.input)],
         [helper.make_tensor_value_info(name, *outputs[name]) for name in node.output],
     )
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)]
@@ -254,6 +256,38 @@ def test_every_rotation_becomes_a_plugin_layer(build):
         assert_plugin_engine(result, "HALF")
 
 
+def laid_out(proto: onnx.ModelProto, layout: Layout) -> onnx.ModelProto:
+    """An attention's model with q, k, v and y in that layout."""
+    heads = {"q": HEADS, "k": KV_HEADS, "v": KV_HEADS, "y": HEADS}
+    (node,) = proto.graph.node
+    if layout == Layout.PACKED:
+        heads["q"] += 2 * KV_HEADS
+        node.input[1] = node.input[2] = "q"
+        del proto.graph.input[1:3]
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.name in heads:
+            element = value.type.tensor_type.elem_type
+            shape = ["B", "S", heads[value.name] * HEAD_DIM]
+            value.CopyFrom(helper.make_tensor_value_info(value.name, element, shape))
+    return proto
+
+
+def test_every_layout_becomes_a_plugin_layer(build):
+    choices = [(name, layout) for name in TYPES for layout in (Layout.TOKEN_MAJOR, Layout.PACKED)]
+    rotates = {"rotary_dim": 2 * PAIRS, "rotation": 1, "optional_inputs": "inv_freq,multiplier"}
+    models = [
+        laid_out(attention_model(TYPES[name], {**BASE, **rotates, "layout": layout}), layout)
+        for name, layout in choices
+    ]
+    for (name, _), result in zip(choices, build(models), strict=True):
+        assert_plugin_engine(result, name)
+        assert [shape for shape, _ in result["outputs"]] == [
+            [-1, -1, HEADS * HEAD_DIM],
+            [-1, KV_HEADS, -1, HEAD_DIM],
+            [-1, KV_HEADS, -1, HEAD_DIM],
+        ]
+
+
 @pytest.mark.parametrize("cache", QUANTISED)
 def test_quantised_caches_become_inputs_and_outputs_of_a_plugin_layer(build, cache):
     choices = [(name, optional) for name in TYPES for optional in ("", "inv_freq,multiplier,")]
@@ -296,6 +330,9 @@ WRONG = {
     "rotation is 1 with rotary_dim 0": ({"rotation": 1}, None),
     "rotation is 3": ({"rotation": 3}, None),
     "sink_position is 35": ({"sink_position": 35}, None),
+    "layout is 3": ({"layout": 3}, None),
+    "layout is 1": ({"layout": 1, "optional_inputs": "sink_q"}, None),
+    "q has 4 dimensions": ({"layout": 2}, None),
     "rotary_dim is 64 and optional_inputs": ({"rotary_dim": 64}, None),
     "is unknown, repeated or out of order": ({"optional_inputs": "head_sink,sink_q"}, None),
     '"block_table" is unknown': ({"optional_inputs": "block_table"}, ["sink_q"]),

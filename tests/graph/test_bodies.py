@@ -17,7 +17,13 @@ from ctx_export.ops.attention import AttentionVariant, sink_window_attention
 from ctx_export.ops.reference import AttentionCase, quantised, rotate
 from ctx_export.ops.reference import sink_window_attention as reference_attention
 from ctx_export.ops.rotary import scaled_rotary_embedding
-from ctx_export.ops.spec import DOMAIN, PLUGIN_ATTRIBUTES, SCALED_ROTARY_EMBEDDING, Rotation
+from ctx_export.ops.spec import (
+    DOMAIN,
+    PLUGIN_ATTRIBUTES,
+    SCALED_ROTARY_EMBEDDING,
+    Layout,
+    Rotation,
+)
 from ctx_export.ops.spec import SINK_WINDOW_ATTENTION as SPEC
 
 DTYPES = {np.float32: ir.DataType.FLOAT, np.float16: ir.DataType.FLOAT16}
@@ -142,6 +148,7 @@ def body_outputs(case: AttentionCase, optional: tuple[str, ...]) -> list[np.ndar
         "interleaved": int(case.interleaved),
         "rotation": int(case.rotation),
         "sink_position": case.sink_position,
+        "layout": int(case.layout),
         "optional_inputs": ",".join(optional),
     }
     variant = AttentionVariant(
@@ -150,6 +157,7 @@ def body_outputs(case: AttentionCase, optional: tuple[str, ...]) -> list[np.ndar
         softcap=case.softcap != 0,
         rotation=case.rotation,
         sink_position=case.sinks > 0 and case.rotation != Rotation.KEYS_ON_READ,
+        layout=case.layout,
         cache_type=cache_type(case.cache_type),
     )
     feeds = {name: getattr(case, name) for name in SPEC.inputs + optional}
@@ -394,6 +402,30 @@ def test_attention_that_rotates_equals_rotations_before_it(dtype, rotation, sink
         np.testing.assert_array_equal(got, want)
 
 
+def by_token(x: np.ndarray) -> np.ndarray:
+    """[batch, head, token, dim] as [batch, token, head · dim]."""
+    return np.moveaxis(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("layout", [Layout.TOKEN_MAJOR, Layout.PACKED])
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_layouts_differ_in_nothing_but_where_elements_lie(dtype, layout, rotation):
+    case = rotating_case(dtype, rotation, 12)
+    q, k, v = (by_token(x) for x in (case.q, case.k, case.v))
+    if layout == Layout.PACKED:
+        q = k = v = np.concatenate([q, k, v], axis=2)
+    given = replace(case, q=q, k=k, v=v, layout=layout)
+    y, key, value = body_outputs(given, TABLES)
+    same_y, same_key, same_value = body_outputs(case, TABLES)
+    np.testing.assert_array_equal(y, by_token(same_y))
+    np.testing.assert_array_equal(key, same_key)
+    np.testing.assert_array_equal(value, same_value)
+    expected, *_ = reference_attention(given)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5 if dtype == np.float32 else 2e-2)
+
+
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -404,6 +436,7 @@ def test_attention_that_rotates_equals_rotations_before_it(dtype, rotation, sink
             "no sink_q",
         ),
         ({"sink_position": True}, "give sink_q instead"),
+        ({"layout": Layout.TOKEN_MAJOR, "optional": ("sink_q",)}, "given by head only"),
     ],
 )
 def test_a_variant_without_what_it_needs_is_refused(wrong, reason):

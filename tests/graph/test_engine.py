@@ -113,6 +113,7 @@ def nodes() -> list[onnx.NodeProto]:
             interleaved=0,
             rotation=0,
             sink_position=0,
+            layout=0,
             optional_inputs="",
         ),
     ]

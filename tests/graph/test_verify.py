@@ -66,6 +66,8 @@ def test_a_graph_as_planned_passes(made):
         (attribute("rotation", 2), r"layer1.* sink position \(2, 31\), not \(.*1.*, 31\)"),
         (attribute("sink_position", 30), r"sink position \(1, 30\), not"),
         (attribute("rotation", 0), r"sink position \(0, 31\), not"),
+        (attribute("layout", 0), r"layer1.* layout 0 and takes q, k and v as three .* \[3\] axes"),
+        (attribute("layout", 2), r"layer1.* layout 2 and takes q, k and v as three values"),
         (rotation_before, "ctx nodes are .*'ScaledRotaryEmbedding': 1.* the plan has"),
         (body_missing, r"function bodies are \[\] for ctx nodes"),
         (old_attention, "old nodes are left after rewriting: Attention"),

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.ops.reference import AttentionCase, slot_of
-from ctx_export.ops.spec import Rotation
-from tests.kernels.kernel_library import DTYPES, AttentionParams, Call, KernelLibrary
+from ctx_export.ops.spec import Layout, Rotation
+from tests.kernels.kernel_library import (
+    DTYPES,
+    AttentionParams,
+    Call,
+    KernelLibrary,
+    Strides,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +96,34 @@ def make_case(shape: Shape) -> AttentionCase:
     )
 
 
+def by_token(x: NDArray[Any]) -> NDArray[Any]:
+    """[batch, head, token, dim] as [batch, token, head · dim]."""
+    return x.swapaxes(1, 2).reshape(len(x), x.shape[2], -1)
+
+
+def laid_out(case: AttentionCase, layout: Layout) -> AttentionCase:
+    """A case of [batch, head, token, dim] with q, k and v as projections write them."""
+    q, k, v = (by_token(x) for x in (case.q, case.k, case.v))
+    if layout == Layout.PACKED:
+        q = k = v = np.concatenate([q, k, v], axis=2)
+    return replace(case, q=q, k=k, v=v, layout=layout)
+
+
 def prepare(case: AttentionCase, dtype: str, *, alias: bool) -> Call:
     """The C call of a case; with `alias`, present is past's memory."""
     code, element = DTYPES[dtype]
-    batch, heads, rows, dim = case.q.shape
+    _, kv_heads, capacity, dim = case.past_key.shape
+    output = output_shape(case)
+    by_head = case.layout == Layout.HEAD_MAJOR
+    batch, rows = output[0], output[2 if by_head else 1]
+    heads = output[1] if by_head else output[2] // dim
     params = AttentionParams(
         size=ctypes.sizeof(AttentionParams),
         batch=batch,
         queryHeads=heads,
-        kvHeads=case.past_key.shape[1],
+        kvHeads=kv_heads,
         rows=rows,
-        capacity=case.past_key.shape[2],
+        capacity=capacity,
         headDim=dim,
         sinks=case.sinks,
         window=case.window,
@@ -120,7 +143,9 @@ def prepare(case: AttentionCase, dtype: str, *, alias: bool) -> Call:
     def cast(values: Any, kind: Any = element) -> Any:
         return None if values is None else np.asarray(values).astype(kind)
 
-    tensors = {"query": case.q, "key": case.k, "value": case.v, "sinkQuery": case.sink_q}
+    tensors = {"query": case.q, "sinkQuery": case.sink_q}
+    if case.layout != Layout.PACKED:
+        tensors |= {"key": case.k, "value": case.v}
     for name, values in {
         **tensors,
         "pastKey": case.past_key,
@@ -132,7 +157,15 @@ def prepare(case: AttentionCase, dtype: str, *, alias: bool) -> Call:
     call.point("inverseFrequency", cast(case.inv_freq, np.float32))
     call.point("multiplier", cast(case.multiplier, np.float32))
     call.point("headSink", cast(case.head_sink, np.float32))
-    call.point("output", np.full(case.q.shape, -7.0, element))
+    call.point("output", np.full(output, -7.0, element))
+    if not by_head:
+        tokens = {"query": case.q, "key": case.k, "value": case.v}
+        widths = {name: x.shape[2] for name, x in tokens.items()}
+        for name, width in {**widths, "output": output[2]}.items():
+            setattr(params, f"{name}Strides", Strides(rows * width, dim, width))
+    if case.layout == Layout.PACKED:
+        params.key = params.query + heads * dim * element.itemsize
+        params.value = params.key + kv_heads * dim * element.itemsize
     for name, past in (("presentKey", "pastKey"), ("presentValue", "pastValue")):
         if alias:
             setattr(params, name, call.buffers[past].pointer)
@@ -140,6 +173,14 @@ def prepare(case: AttentionCase, dtype: str, *, alias: bool) -> Call:
         else:
             call.point(name, np.full(call.buffers[past].shape, -7.0, element))
     return call
+
+
+def output_shape(case: AttentionCase) -> tuple[int, ...]:
+    """Shape of y."""
+    if case.layout != Layout.PACKED:
+        return case.q.shape
+    _, kv_heads, _, dim = case.past_key.shape
+    return (*case.q.shape[:2], case.q.shape[2] - 2 * kv_heads * dim)
 
 
 def run_case(

@@ -29,6 +29,7 @@ DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
 FrequenciesParams = struct("CtxRotaryFrequenciesParams")
 RotaryParams = struct("CtxScaledRotaryEmbeddingParams")
 AttentionParams = struct("CtxSinkWindowAttentionParams")
+Strides = struct("CtxStrides")
 GUARD_BYTES = 256
 GUARD = 0xA5
 _ALIGNMENT = 64  # of a buffer's first element, on the host as on the device

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.kernels.attention_cases import Shape, make_case, prepare, run_case
-from tests.kernels.kernel_library import DTYPES, KernelError
+from tests.kernels.kernel_library import DTYPES, KernelError, Strides
 
 WRONG: dict[str, dict[str, Any]] = {
     "head dimension 12 is not supported": {"headDim": 12},
@@ -31,6 +31,11 @@ WRONG: dict[str, dict[str, Any]] = {
     "cache type 3 is unknown": {"cacheType": 3},
     "give both for a quantised cache": {"cacheType": 1},
     "data type 5 is unknown": {"dataType": 5},
+    "q has strides of 256 .batch., 60 .head.": {"queryStrides": Strides(256, 60, 128)},
+    "k has strides of 256 .batch., 64 .head. and 64": {"keyStrides": Strides(256, 64, 64)},
+    "v has strides of 256 .batch., -64 .head.": {"valueStrides": Strides(256, -64, 128)},
+    "y has strides of 0 .batch., 64 .head. and 72": {"outputStrides": Strides(0, 64, 72)},
+    f"y has strides of 0 .batch., 64 .head. and {2**37}": {"outputStrides": Strides(0, 64, 2**37)},
     "must have memory": {"query": None},
     "seen and new must have memory": {"seen": None},
     "sizes must not be negative": {"rows": -1},
@@ -55,6 +60,15 @@ def test_wrong_parameters_are_refused_with_a_message(library, fault):
         setattr(call.params, name, value)
     with pytest.raises(KernelError, match=fault):
         library.run("ctxSinkWindowAttention", call, ())
+
+
+def test_strides_of_what_there_is_one_of_do_not_count(library):
+    case = make_case(Shape(seen=(0,), new=(2,), rows=2, capacity=8, kv_heads=2))
+    usual, *_ = run_case(library, case, "float32")
+    call = prepare(case, "float32", alias=False)
+    call.params.outputStrides = Strides(8, 128, 64)
+    library.run("ctxSinkWindowAttention", call, ("output", "presentKey", "presentValue"))
+    np.testing.assert_array_equal(call.buffers["output"].values, usual)
 
 
 def test_misaligned_memory_is_refused(library):

@@ -32,7 +32,7 @@ def struct(name: str) -> Any:
     """The ctypes structure of the header's struct `name`; a pointer of any kind is an address."""
     bodies = dict(_STRUCT.findall(HEADER.read_text(encoding="utf-8")))
     fields = [
-        (field, ctypes.c_void_p if star else _SCALARS[kind])
+        (field, ctypes.c_void_p if star else _SCALARS[kind] if kind in _SCALARS else struct(kind))
         for kind, star, field in _FIELD.findall(bodies[name])
     ]
     return type(name, (ctypes.Structure,), {"_fields_": fields})

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from ctx_export.core.cache_type import FLOAT8, CacheType
 from ctx_export.ops.builder import FLOAT, FLOAT8E4M3FN, INT8, BodyBuilder
 from ctx_export.ops.rotary import rotary_table, turned
-from ctx_export.ops.spec import DOMAIN, SINK_WINDOW_ATTENTION, Rotation
+from ctx_export.ops.spec import DOMAIN, SINK_WINDOW_ATTENTION, Layout, Rotation
 
 _FAR = 1 << 62  # farther than any token
 _COPY_SHARE = 16  # rows of attention over one slot that cost as much as copying it, measured
@@ -30,6 +30,7 @@ class AttentionVariant:
     softcap: bool = False  # some site caps its logits
     rotation: Rotation = Rotation.KEYS_ON_READ  # of all sites
     sink_position: bool = False  # some site's sinks meet a second rotation of q
+    layout: Layout = Layout.HEAD_MAJOR  # of all sites' q, k, v and y
     cache_type: CacheType | None = None  # of the sites' caches, None: q's own
 
     def __post_init__(self) -> None:
@@ -45,6 +46,11 @@ class AttentionVariant:
             )
         if self.sink_position and not self.rotation:
             raise ValueError(f"a sink position with rotation {self.rotation}: give sink_q instead")
+        if self.layout and "sink_q" in self.optional:
+            raise ValueError(
+                f"optional inputs {self.optional} with layout {self.layout}: a sink_q is given by "
+                "head only, so let the attention rotate q instead"
+            )
         scaled = {"key_scale", "value_scale"} & set(self.optional)
         if len(scaled) != (2 if self.cache_type is not None else 0):
             raise ValueError(
@@ -73,6 +79,8 @@ class _Attention:
     def function(self, inputs: Sequence[str]) -> ir.Function:
         self.body = body = BodyBuilder(inputs)
         self.values = dict(body.inputs)
+        if self.variant.layout:
+            self._split_heads()
         self._positions()
         if self.variant.rotation:
             self._rotate()
@@ -87,9 +95,47 @@ class _Attention:
             lambda: self._attend(self._sliced(key), self._sliced(value), mask),
             lambda: self._attend(key, value, mask),
         )
-        outputs = [self._padded(y), self._kept(key), self._kept(value)]
+        y = self._padded(y)
+        if self.variant.layout:
+            y = self._joined_heads(y)
+        outputs = [y, self._kept(key), self._kept(value)]
         spec = SINK_WINDOW_ATTENTION
         return body.function(spec.name, DOMAIN, outputs, spec.attributes)
+
+    def _split_heads(self) -> None:
+        """q, k and v as [B,H,S,D]; of a packed one the first heads are q's, the last v's."""
+        body, values = self.body, self.values
+        dim = body.op("Shape", values["past_key"], start=3, end=4)
+        if self.variant.layout == Layout.TOKEN_MAJOR:
+            for name in ("q", "k", "v"):
+                values[name] = self._by_head(values[name], dim)
+            return
+        packed = self._by_head(values["q"], dim)
+        kv_heads = body.op("Shape", values["past_key"], start=1, end=2)
+        values_from = body.op("Neg", kv_heads)
+        keys_from = body.op("Mul", kv_heads, body.constant([-2]))
+        zero, end, axis = body.constant([0]), body.constant([_FAR]), body.constant([1])
+        for name, first, last in (
+            ("q", zero, keys_from),
+            ("k", keys_from, values_from),
+            ("v", values_from, end),
+        ):
+            values[name] = body.op("Slice", packed, first, last, axis)
+
+    def _by_head(self, x: ir.Value, dim: ir.Value) -> ir.Value:
+        """x [B,S,H·D] as [B,H,S,D]."""
+        body = self.body
+        heads = body.op("Div", body.op("Shape", x, start=2, end=3), dim)
+        shape = body.op("Concat", body.constant([0, 0]), heads, dim, axis=0)
+        return body.op("Transpose", body.op("Reshape", x, shape), perm=[0, 2, 1, 3])
+
+    def _joined_heads(self, y: ir.Value) -> ir.Value:
+        """y [B,H,S,D] as [B,S,H·D]."""
+        body = self.body
+        dim = body.op("Shape", self.values["past_key"], start=3, end=4)
+        width = body.op("Mul", body.op("Shape", y, start=1, end=2), dim)
+        shape = body.op("Concat", body.constant([0, 0]), width, axis=0)
+        return body.op("Reshape", body.op("Transpose", y, perm=[0, 2, 1, 3]), shape)
 
     def _positions(self) -> None:
         """Token of every row [B,S], which rows are tokens, and the slots in use."""

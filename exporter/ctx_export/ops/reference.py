@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ctx_export.ops.spec import Rotation
+from ctx_export.ops.spec import Layout, Rotation
 
 Array = NDArray[np.float64]
 
@@ -99,6 +99,7 @@ class AttentionCase:
     interleaved: bool = False
     rotation: Rotation = Rotation.KEYS_ON_READ
     sink_position: int = 0
+    layout: Layout = Layout.HEAD_MAJOR  # of q, k, v and y
     cache_type: str = ""  # "", float8e4m3fn or int8: past and present then hold its numbers
     key_scale: Array | None = None  # [Hkv], with a cache_type only
     value_scale: Array | None = None
@@ -129,10 +130,13 @@ def visible(query: int, key: int, *, sinks: int, window: int) -> bool:
 
 
 def sink_window_attention(case: AttentionCase) -> tuple[Array, Array, Array]:
-    """(y [B,Hq,S,D], present_key, present_value [B,Hkv,C,D]) of one call: write, then read.
+    """(y as q lies, present_key, present_value [B,Hkv,C,D]) of one call: write, then read.
 
     Rows ≥ new are not written and give 0; a row whose slot would be ≥ C gives NaN.
     """
+    if case.layout != Layout.HEAD_MAJOR:
+        y, *presents = sink_window_attention(_by_head(case))
+        return y.swapaxes(1, 2).reshape(len(y), y.shape[2], -1), presents[0], presents[1]
     case = _rotated_rows(case)
     batch, query_heads, rows, _ = case.q.shape
     kv_heads, capacity = case.past_key.shape[1], case.past_key.shape[2]
@@ -172,6 +176,17 @@ def sink_window_attention(case: AttentionCase) -> tuple[Array, Array, Array]:
                     _read(present_value[b, kv_head], case.value_scale, kv_head),
                 )
     return y, present_key, present_value
+
+
+def _by_head(case: AttentionCase) -> AttentionCase:
+    """The call with q, k and v as [batch, head, token, dim]."""
+    _, kv_heads, _, dim = case.past_key.shape
+    q, k, v = (x.reshape(*x.shape[:2], -1, dim) for x in (case.q, case.k, case.v))
+    if case.layout == Layout.PACKED:
+        heads = q.shape[2] - 2 * kv_heads
+        q, k, v = q[:, :, :heads], k[:, :, heads : heads + kv_heads], v[:, :, heads + kv_heads :]
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    return replace(case, q=q, k=k, v=v, layout=Layout.HEAD_MAJOR)
 
 
 def _rotated_rows(case: AttentionCase) -> AttentionCase:

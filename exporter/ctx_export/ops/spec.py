@@ -1,8 +1,9 @@
 """The `ctx` operators, version 1: names, inputs in order, outputs and attributes.
 
 One table serves the graph passes (which write nodes), the function bodies, the schema test and the
-plugins' field tables; DESIGN.md describes the semantics. Layouts are [batch, head, token, dim]:
-B batch, S new tokens of a call (right-padded), C cache slots, D head dimension, F rotated pairs.
+plugins' field tables; DESIGN.md describes the semantics. Layouts are [batch, head, token, dim]
+unless `layout` says otherwise: B batch, S new tokens of a call (right-padded), C cache slots,
+D head dimension, F rotated pairs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,14 @@ class Rotation(IntEnum):
     KEYS_ON_READ = 0  # q as given; keys are cached unrotated and rotated when they are read
     ON_WRITE = 1  # q, and k before it is cached: both are given unrotated
     QUERY_AND_KEYS_ON_READ = 2  # q, given unrotated, and cached keys when they are read
+
+
+class Layout(IntEnum):
+    """How SinkWindowAttention's q, k, v and y lie; the sizes follow from q's and past_key's."""
+
+    HEAD_MAJOR = 0  # q and y [B,Hq,S,D], k and v [B,Hkv,S,D]
+    TOKEN_MAJOR = 1  # as projections write them: q and y [B,S,Hq·D], k and v [B,S,Hkv·D]
+    PACKED = 2  # y [B,S,Hq·D]; q, k and v one value [B,S,(Hq+2·Hkv)·D]: q's heads, k's, v's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +66,12 @@ ROTARY_FREQUENCIES = OperatorSpec(
 
 SINK_WINDOW_ATTENTION = OperatorSpec(
     name="SinkWindowAttention",
-    # q [B,Hq,S,D], k and v [B,Hkv,S,D], past_* [B,Hkv,C,D], seen and new [B] int64; past_* and
-    # present_* have q's type, or with scales FLOAT8E4M3FN or INT8
+    # q [B,Hq,S,D], k and v [B,Hkv,S,D], or as `layout` says; past_* [B,Hkv,C,D], seen and new [B]
+    # int64; past_* and present_* have q's type, or with scales FLOAT8E4M3FN or INT8
     inputs=("q", "k", "v", "past_key", "past_value", "seen", "new"),
-    # sink_q [B,Hq,S,D]; inv_freq [1|B,F] and multiplier [1|B] float32; head_sink [Hq] float32;
-    # key_scale and value_scale [Hkv] float32: what 1 in a quantised cache means
+    # sink_q [B,Hq,S,D], with layout 0 only; inv_freq [1|B,F] and multiplier [1|B] float32;
+    # head_sink [Hq] float32; key_scale and value_scale [Hkv] float32: what 1 in a quantised cache
+    # means
     optional=("sink_q", "inv_freq", "multiplier", "head_sink", "key_scale", "value_scale"),
     outputs=("y", "present_key", "present_value"),
     attributes={
@@ -75,6 +85,7 @@ SINK_WINDOW_ATTENTION = OperatorSpec(
         "interleaved": int,
         "rotation": int,  # a Rotation: q and k of this call are at positions seen + row
         "sink_position": int,  # sinks meet q rotated at most here; 0: as other keys do
+        "layout": int,  # a Layout, of q, k, v and y
         "optional_inputs": str,  # comma-separated names of the optional inputs present, in order
     },
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
@@ -19,6 +20,7 @@ from ctx_export.ops.spec import DOMAIN, OPSET_VERSION, PLUGIN_ATTRIBUTES
 from ctx_export.passes.fuse import fuse
 from ctx_export.passes.interface import clean, project_chosen_rows, set_interface
 from ctx_export.passes.locate import Site, locate
+from ctx_export.passes.token_major import keep_tokens_first
 from ctx_export.patterns.region import Region
 from ctx_export.patterns.rotary import HEADS_FIRST, RotaryMatch
 from ctx_export.scaling.base import FrequencyTable
@@ -50,6 +52,8 @@ def rewrite(model: ir.Model, plan: Plan) -> None:
         _replace_site(graph, SiteInputs(site, plan, values, shared, variant))
     variant = fuse(graph, variant)
     set_interface(graph, plan, values)
+    common_passes.RemoveUnusedNodesPass()(model)
+    variant = keep_tokens_first(graph, variant)
     model.functions.clear()
     for function in (
         scaled_rotary_embedding(),
@@ -339,6 +343,7 @@ def _attention(
             **(inputs.rotation() if unrotated else {"rotary_dim": 0, "interleaved": 0}),
             "rotation": int(inputs.variant.rotation),
             "sink_position": 0,
+            "layout": int(inputs.variant.layout),
             "optional_inputs": ",".join(inputs.variant.optional),
             **PLUGIN_ATTRIBUTES,
         },

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ctx_export.core.manifest import TensorInfo
 from ctx_export.core.plan import Plan, is_input
-from ctx_export.ops.spec import DOMAIN, OPERATORS, Rotation
+from ctx_export.ops.spec import DOMAIN, OPERATORS, Layout, Rotation
 from ctx_export.patterns.eager_attention import is_attention_softmax
 
 # What a rotation or an attention is made of; none may survive outside the function bodies.
@@ -51,6 +51,8 @@ def verify(model: ir.Model, plan: Plan) -> None:
     found, expected = Counter(n.op_type for n in nodes), expected_sites(plan, fused=fused)
     if found != expected:
         raise RewriteError(f"ctx nodes are {dict(found)}, the plan has {expected}")
+    for node in attentions:
+        _check_layout(node)
     if fused:
         for layer, node in enumerate(attentions):
             _check_rotation(node, plan, layer)
@@ -68,6 +70,19 @@ def _check_node(node: ir.Node) -> None:
         raise RewriteError(f"{node.name} lacks attributes {sorted(missing)}")
     if any(value is None for value in node.inputs):
         raise RewriteError(f"{node.name} omits an input, which TensorRT's parser refuses")
+
+
+def _check_layout(node: ir.Node) -> None:
+    """q, k and v are what the body takes apart: of four axes, or of three, or one value."""
+    layout, given = Layout(node.attributes["layout"].as_int()), node.inputs[:3]
+    axes = {len(value.shape) for value in given if value is not None and value.shape is not None}
+    is_one = all(value is given[0] for value in given)
+    expected = 4 if layout == Layout.HEAD_MAJOR else 3
+    if not axes <= {expected} or is_one != (layout == Layout.PACKED):
+        told = "as one value" if is_one else "as three values"
+        raise RewriteError(
+            f"{node.name} has layout {layout} and takes q, k and v {told} of {sorted(axes)} axes"
+        )
 
 
 def _check_rotation(node: ir.Node, plan: Plan, layer: int) -> None:

@@ -1,10 +1,10 @@
 /*
  * C interface of the kernel launchers: plain structs of device pointers and sizes, one call per operator.
  *
- * Layouts are [batch, head, token, dim], contiguous. B batch, S rows (new tokens of the call, right-padded),
- * C cache slots, D head dimension, F = rotaryDim / 2 rotated pairs. Every call only enqueues work on `stream`
- * (a cudaStream_t): it allocates nothing and never synchronises, so it can be captured in a CUDA graph.
- * Set `size` of a struct to its sizeof; a field added later at the end then reads as zero for older callers.
+ * Layouts are [batch, head, token, dim], contiguous unless strides say otherwise. B batch, S rows (new tokens of the
+ * call, right-padded), C cache slots, D head dimension, F = rotaryDim / 2 rotated pairs. Every call only enqueues work
+ * on `stream` (a cudaStream_t): it allocates nothing and never synchronises, so it can be captured in a CUDA graph. Set
+ * `size` of a struct to its sizeof; a field added later at the end then reads as zero for older callers.
  */
 #ifndef CTX_PLUGINS_CTX_KERNELS_H
 #define CTX_PLUGINS_CTX_KERNELS_H
@@ -48,6 +48,17 @@ typedef enum CtxRotation
     CTX_ROTATION_ON_WRITE = 1,              /* q, and k before it is cached: both are given unrotated */
     CTX_ROTATION_QUERY_AND_KEYS_ON_READ = 2 /* q, given unrotated, and cached keys when they are read */
 } CtxRotation;
+
+/*
+ * Elements from a sequence, a head or a token of a tensor to the next; dims are side by side. All 0: contiguous
+ * [batch, head, token, dim]. A projection's result [B, S, H * D] has the strides S * H * D, D and H * D.
+ */
+typedef struct CtxStrides
+{
+    int64_t batch;
+    int64_t head;
+    int64_t token;
+} CtxStrides;
 
 /*
  * Frequencies at each sequence's rope length n. A number is a pair of floats, high and low, of which the sum keeps 48
@@ -104,7 +115,7 @@ typedef struct CtxSinkWindowAttentionParams
     void const* pastValue;         /* [B, Hkv, C, D] */
     int64_t const* seen;           /* [B], tokens before this call */
     int64_t const* newTokens;      /* [B], rows of this call that are tokens */
-    void const* sinkQuery;         /* [B, Hq, S, D] for keys below `sinks`, or null: `query` serves all keys */
+    void const* sinkQuery;         /* as query, for keys below `sinks`, or null: `query` serves all keys */
     float const* inverseFrequency; /* [frequencyBatch, F], or null: keys are stored rotated */
     float const* multiplier;       /* [multiplierBatch], or null with inverseFrequency */
     float const* headSink;         /* [Hq], logits that only add to the softmax denominator, or null */
@@ -134,6 +145,10 @@ typedef struct CtxSinkWindowAttentionParams
     float const* valueScale; /* [Hkv], likewise of values */
     void* workspace;         /* of ctxSinkWindowAttentionWorkspace bytes, aligned to 16; null: keys are not split */
     uint64_t workspaceBytes;
+    CtxStrides queryStrides; /* multiples of 8, as all here; rows may not overlap */
+    CtxStrides keyStrides;
+    CtxStrides valueStrides;
+    CtxStrides outputStrides;
 } CtxSinkWindowAttentionParams;
 
 CTX_API CtxStatus ctxRotaryFrequencies(CtxRotaryFrequenciesParams const* params, void* stream);

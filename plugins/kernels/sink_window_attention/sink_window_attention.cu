@@ -39,12 +39,13 @@ LaunchResult launchAttention(SinkWindowAttentionParams const& params, cudaStream
 
 } // namespace
 
-LaunchResult launchSinkWindowAttention(SinkWindowAttentionParams const& params, cudaStream_t stream)
+LaunchResult launchSinkWindowAttention(SinkWindowAttentionParams const& given, cudaStream_t stream)
 {
-    if (std::string const fault = params.validate(); !fault.empty())
+    if (std::string const fault = given.validate(); !fault.empty())
     {
         return LaunchResult::invalid(fault);
     }
+    SinkWindowAttentionParams const params = given.withStrides();
     LaunchResult result = copyCache(params.presentKey, params.pastKey, params.cacheBytes(), stream);
     if (result.isSuccess())
     {

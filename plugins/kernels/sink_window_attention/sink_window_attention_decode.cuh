@@ -214,7 +214,7 @@ CTX_DEVICE void mergeWarps(
         {
             sum.values[i] = attends ? sum.values[i] * factor : fillOf(call.sequence, token);
         }
-        storeMeans(params.output, call.place.queryOffset(params, packedRow) + dim, sum, params.dataType);
+        storeMeans(params.output, call.place.rowOffset(params.outputStrides, packedRow) + dim, sum, params.dataType);
     }
 }
 

@@ -276,7 +276,8 @@ CTX_DEVICE void loadQueries(
         Vector vector{};
         if (row < call.rows(ROWS) && chunk * kCHUNK < params.headDim)
         {
-            int64_t const offset = call.place.queryOffset(params, call.place.firstRow + row) + chunk * kCHUNK;
+            int64_t const offset
+                = call.place.rowOffset(params.queryStrides, call.place.firstRow + row) + chunk * kCHUNK;
             vector = *reinterpret_cast<Vector const*>(static_cast<uint16_t const*>(source) + offset);
         }
         CTX_UNROLL

@@ -4,6 +4,8 @@
 #include "ctx_plugins/ctx_kernels.h"
 #include "kernels/common/validation.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace ctx
@@ -31,10 +33,25 @@ struct SinkWindowAttentionParams : CtxSinkWindowAttentionParams
         return batch * kvHeads * capacity * headDim * (cacheType == CTX_CACHE_TYPE_SAME ? elementBytes() : 1);
     }
 
+    // Strides that are left out are those of contiguous [batch, head, token, dim].
+    SinkWindowAttentionParams withStrides() const
+    {
+        SinkWindowAttentionParams params = *this;
+        for (auto const& [name, strides, heads] : params.strided())
+        {
+            if (isLeftOut(*strides))
+            {
+                *strides = CtxStrides{heads * rows * headDim, rows * headDim, headDim};
+            }
+        }
+        return params;
+    }
+
     // What is wrong, or an empty string. The later checks rely on the sizes.
     std::string validate() const
     {
         std::string fault = validateSizes();
+        fault = fault.empty() ? validateStrides() : fault;
         fault = fault.empty() ? validateAttributes() : fault;
         fault = fault.empty() ? validateRotation() : fault;
         fault = fault.empty() ? validateCacheType() : fault;
@@ -43,6 +60,67 @@ struct SinkWindowAttentionParams : CtxSinkWindowAttentionParams
     }
 
 private:
+    struct Strided
+    {
+        char const* name;
+        CtxStrides* strides;
+        int64_t heads;
+    };
+
+    std::array<Strided, 4> strided()
+    {
+        return {{{"q", &queryStrides, queryHeads}, {"k", &keyStrides, kvHeads}, {"v", &valueStrides, kvHeads},
+            {"y", &outputStrides, queryHeads}}};
+    }
+
+    static bool isLeftOut(CtxStrides const& strides)
+    {
+        return strides.batch == 0 && strides.head == 0 && strides.token == 0;
+    }
+
+    // Whether a tensor's rows lie apart, the last of them below 2^37 elements: from the smallest stride to the largest,
+    // each passes over what those before it span.
+    bool areApart(CtxStrides const& strides, int64_t heads) const
+    {
+        struct Axis
+        {
+            int64_t stride;
+            int64_t size;
+        };
+        std::array<Axis, 3> axes{{{strides.batch, batch}, {strides.head, heads}, {strides.token, rows}}};
+        std::sort(axes.begin(), axes.end(), [](Axis const& a, Axis const& b) { return a.stride < b.stride; });
+        int64_t span = headDim;
+        for (auto const& [stride, size] : axes)
+        {
+            if (size > 1)
+            {
+                if (stride < span || stride > (kMAX_ELEMENTS - span) / (size - 1))
+                {
+                    return false;
+                }
+                span += stride * (size - 1);
+            }
+        }
+        return true;
+    }
+
+    std::string validateStrides() const
+    {
+        SinkWindowAttentionParams params = *this;
+        for (auto const& [name, strides, heads] : params.strided())
+        {
+            bool const isPacked = strides->batch % kHEAD_DIM_STEP == 0 && strides->head % kHEAD_DIM_STEP == 0
+                && strides->token % kHEAD_DIM_STEP == 0;
+            if (!isLeftOut(*strides) && (!isPacked || !areApart(*strides, heads)))
+            {
+                return message(name, " has strides of ", strides->batch, " (batch), ", strides->head, " (head) and ",
+                    strides->token, " (token) elements: give multiples of ", kHEAD_DIM_STEP, " with which rows of ",
+                    headDim, " do not overlap, or zeros for contiguous heads of tokens");
+            }
+        }
+        return {};
+    }
+
     std::string validateSizes() const
     {
         if (!areSizes({batch, queryHeads, rows, headDim}) || !areSizes({batch, kvHeads, capacity, headDim})

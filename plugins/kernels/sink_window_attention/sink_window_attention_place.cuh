@@ -27,11 +27,10 @@ struct TilePlace
         return kvHead * groups + packedRow % groups;
     }
 
-    // Offset of a packed row in q, sink_q and y.
-    CTX_HOST_DEVICE int64_t queryOffset(CtxSinkWindowAttentionParams const& params, uint32_t packedRow) const
+    // Offset of a packed row in q and sink_q, or in y.
+    CTX_HOST_DEVICE int64_t rowOffset(CtxStrides const& strides, uint32_t packedRow) const
     {
-        int64_t const head = batch * params.queryHeads + headOf(packedRow);
-        return (head * params.rows + tokenOf(packedRow)) * params.headDim;
+        return batch * strides.batch + headOf(packedRow) * strides.head + tokenOf(packedRow) * strides.token;
     }
 
     // Offset of the head's first slot in a cache, in rows.

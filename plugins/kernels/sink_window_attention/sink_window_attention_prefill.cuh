@@ -129,7 +129,7 @@ CTX_DEVICE void storeQueries(PrefillShared<Traits>& shared, CtxSinkWindowAttenti
         uint32_t const packedRow = call.place.firstRow + row;
         if (packedRow < call.place.packedRows && chunk * kCHUNK < params.headDim)
         {
-            int64_t const offset = call.place.queryOffset(params, packedRow) + chunk * kCHUNK;
+            int64_t const offset = call.place.rowOffset(params.outputStrides, packedRow) + chunk * kCHUNK;
             *reinterpret_cast<Vector*>(static_cast<uint16_t*>(params.output) + offset)
                 = *reinterpret_cast<Vector const*>(shared.query + Rows::chunkOffset(row, chunk));
         }

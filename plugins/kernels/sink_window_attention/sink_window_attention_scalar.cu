@@ -199,8 +199,8 @@ CTX_DEVICE void storeRows(WarpRows<Traits>& rows, SharedTile<Traits> const& shar
         {
             rows.sum[r][i] = attends ? rows.sum[r][i] * valueScale / denominator : fill;
         }
-        storeRow<Traits>(
-            static_cast<float*>(params.output) + place.queryOffset(params, packedRow), rows.lane, headDim, rows.sum[r]);
+        storeRow<Traits>(static_cast<float*>(params.output) + place.rowOffset(params.outputStrides, packedRow),
+            rows.lane, headDim, rows.sum[r]);
     }
 }
 

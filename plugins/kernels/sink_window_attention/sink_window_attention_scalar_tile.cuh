@@ -71,7 +71,7 @@ CTX_DEVICE void loadQueries(
         if (row < call.rows(Traits::kTILE_ROWS) && column.dim < params.headDim)
         {
             vector = *reinterpret_cast<Float4 const*>(static_cast<float const*>(source)
-                + call.place.queryOffset(params, call.place.firstRow + row) + column.dim);
+                + call.place.rowOffset(params.queryStrides, call.place.firstRow + row) + column.dim);
         }
         CTX_UNROLL
         for (float& value : vector.values)

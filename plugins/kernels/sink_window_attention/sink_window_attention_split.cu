@@ -193,7 +193,7 @@ mergeSplits(CtxSinkWindowAttentionParams const params, GridPlan const grid)
             sum.values[i] *= scale;
         }
     }
-    storeMeans(params.output, place.queryOffset(params, packedRow) + dim, sum, params.dataType);
+    storeMeans(params.output, place.rowOffset(params.outputStrides, packedRow) + dim, sum, params.dataType);
 }
 
 } // namespace

@@ -101,13 +101,14 @@ writeCache(CtxSinkWindowAttentionParams const params, RowPacks const packs)
     {
         return;
     }
-    int64_t const source = sourceRow * params.headDim;
     int64_t const target = (head * params.capacity + layout.slotOf(position)) * params.headDim;
     int64_t const kvHead = head % params.kvHeads;
-    RowCopy<T> const key{static_cast<T const*>(params.key) + source, params.presentKey, target,
+    auto const offset = [&](CtxStrides const& strides)
+    { return batch * strides.batch + kvHead * strides.head + row * strides.token; };
+    RowCopy<T> const key{static_cast<T const*>(params.key) + offset(params.keyStrides), params.presentKey, target,
         headScale(params.keyScale, kvHead), params.cacheType};
-    RowCopy<T> const value{static_cast<T const*>(params.value) + source, params.presentValue, target,
-        headScale(params.valueScale, kvHead), params.cacheType};
+    RowCopy<T> const value{static_cast<T const*>(params.value) + offset(params.valueStrides), params.presentValue,
+        target, headScale(params.valueScale, kvHead), params.cacheType};
     auto const pack = static_cast<int32_t>(item % packs.count);
     if (pack >= packs.pairPacks)
     {

@@ -100,6 +100,7 @@ def _attention(layer: int, cache: CacheInfo) -> onnx.NodeProto:
         interleaved=0,
         rotation=0,
         sink_position=0,
+        layout=0,
         optional_inputs="",
         **PLUGIN_ATTRIBUTES,
     )
