@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.model_spec import ModelSpec
+from ctx_export.passes.heads import separate_grouped_heads
 from ctx_export.patterns.attention import AttentionMatch, is_attention, match_attention
 from ctx_export.patterns.behaviour import Behaviour, Sources, observe
 from ctx_export.patterns.graph_view import GraphView
@@ -49,6 +50,7 @@ def find_sites(graph: ir.Graph) -> tuple[Site, ...]:
     with the nearest match, the node where it ended and why."""
     for index, value in enumerate(v for node in graph for v in node.outputs):
         value.name = value.name or f"unnamed.{index}"
+    separate_grouped_heads(graph)
     view = GraphView(graph)
     nodes = [node for node in graph if is_attention(node)]
     return tuple(_site(view, node, layer) for layer, node in enumerate(nodes))

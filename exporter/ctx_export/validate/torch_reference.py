@@ -21,7 +21,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.rope_settings import WHOLE
-from ctx_export.frontends.attention_backend import attention_backend
+from ctx_export.frontends.attention_backend import attention_backend, decoder_layers
+from ctx_export.frontends.checkpoint import stated_kv_heads
+from ctx_export.validate.older_attention import (
+    has_rows,
+    per_head,
+    repeated,
+    rotary_of_rows,
+    state_rope,
+)
 from ctx_export.validate.quantised import CacheNumbers, install
 from ctx_export.validate.rope_parameters import Scaling, Trained, rope_parameters
 from ctx_export.validate.synthetic import Cache
@@ -87,6 +95,8 @@ class TorchReference:
         else:
             self._model = load_model(checkpoint, config, weights, compute)
         self._owner = rotary_owner(self._model)
+        self._layers = decoder_layers(self._model)[1]
+        self._kv_heads, self._groups = stated_kv_heads(checkpoint), 1
         own = own_rotary(type(self._owner.rotary_emb), config, rope)
         self._rotary = {
             Rotary.UNMODIFIED: own,
@@ -116,11 +126,11 @@ class TorchReference:
     def hold(self, numbers: Sequence[CacheNumbers] | None) -> None:
         """Read keys and values back as caches of these `numbers` per layer keep them, from now on;
         None: as they are."""
-        install(self._model, self._owner.layers, numbers)
+        install(self._model, self._layers, numbers)
 
     def watch(self, layer_done: Callable[[], None]) -> None:
         """Call `layer_done` after each of the model's `layers` in every forward."""
-        for layer in self._owner.layers:
+        for layer in self._layers:
             layer.register_forward_hook(lambda *_: layer_done())
 
     def logits(
@@ -155,11 +165,12 @@ class TorchReference:
 
         past: Any = DynamicCache()
         self._forward(token_ids, 0, None, [0], Rotary.EXACT, past)
-        pairs = [(layer.keys, layer.values) for layer in past.layers]
-        return Cache(
-            keys=tuple(key.float().numpy() for key, _ in pairs),
-            values=tuple(value.float().numpy() for _, value in pairs),
-        )
+        parts: list[list[Floats]] = [[], []]
+        for layer in past.layers:
+            for part, held in zip(parts, (layer.keys, layer.values), strict=True):
+                once, self._groups = per_head(held, self._kv_heads)
+                part.append(once.float().numpy())
+        return Cache(keys=tuple(parts[0]), values=tuple(parts[1]))
 
     def _forward(
         self,
@@ -201,7 +212,10 @@ class TorchReference:
             )
         past = DynamicCache()
         for layer, (key, value) in enumerate(zip(cache.keys, cache.values, strict=True)):
-            keys, values = (torch.from_numpy(array).to(self._dtype) for array in (key, value))
+            keys, values = (
+                torch.from_numpy(repeated(array, self._groups)).to(self._dtype)
+                for array in (key, value)
+            )
             past.update(keys, values, layer)
         return past
 
@@ -272,6 +286,8 @@ def load_config(checkpoint: Path) -> Any:
                 f"reference {checkpoint} cannot be read by transformers: {_first_line(error)}; "
                 "give the checkpoint directory that the package was made from"
             ) from None
+    if has_rows(config):
+        state_rope(config)
     if not hasattr(config, "rope_parameters"):
         raise UserError(
             f"transformers' {type(config).__name__} takes no rotary settings: a model of this "
@@ -320,6 +336,8 @@ def without_scaling(config: Any) -> Any:
 
 def rotary_owner(model: Any) -> Any:
     """The module whose `rotary_emb` gives every layer its cos and sin."""
+    if has_rows(model.config):
+        return rotary_of_rows(model, decoder_layers(model)[1])
     owners = [m for m in model.modules() if _is_rotary(getattr(m, "rotary_emb", None))]
     if len(owners) != 1:
         raise UserError(
