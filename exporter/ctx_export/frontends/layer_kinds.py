@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ctx_export.frontends.checkpoint import Checkpoint
 
 # Families whose published config.json leaves the layers out: each of so many layers sees all.
-_FAMILY_PATTERN = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2}
+_FAMILY_PATTERN = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}
 # Families that rotate in layers with a window only, where any layer has one.
 _WINDOWED_ROTATE = frozenset({"afmoe", "cohere2", "exaone4", "exaone_moe"})
 # Per-layer lists of transformers' configs that its forward reads.

@@ -178,13 +178,20 @@ def _export(decoder: torch.nn.Module) -> ir.Model:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            reason = _first_line(error)
             raise UserError(
                 f"PyTorch cannot export {type(decoder).__name__}: {reason}; this decoder needs "
                 "support of its own"
             ) from None
     assert program is not None
     return program.model
+
+
+def _first_line(error: BaseException) -> str:
+    """What the first of a chain of errors says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def simplify(model: ir.Model) -> None:

@@ -12,7 +12,7 @@ from ctx_export.passes.heads import separate_grouped_heads
 from ctx_export.patterns.attention import AttentionMatch, is_attention, match_attention
 from ctx_export.patterns.behaviour import Behaviour, Sources, observe
 from ctx_export.patterns.graph_view import GraphView
-from ctx_export.patterns.match import Miss, dimension
+from ctx_export.patterns.match import Miss, describe, dimension
 from ctx_export.patterns.region import Region, trace_back
 from ctx_export.patterns.rotary import RotaryMatch, match_rotary
 
@@ -126,6 +126,39 @@ def _unmatched(layer: int, miss: Miss) -> UserError:
     return UserError(f"layer {layer} has no rotary position encoding that can be scaled: {miss}")
 
 
+def _unrotated(site: Site) -> str:
+    """Why the queries of a layer that should rotate do not."""
+    producer = site.query.source.producer()
+    assert producer is not None and isinstance(producer.graph, ir.Graph)
+    turned = _turned_before(GraphView(producer.graph), site.query.source)
+    if turned is None:
+        return (
+            f"has no rotary position encoding on the way to its queries, "
+            f"{describe(site.query.source)}: positions that are learned or added to embeddings "
+            "and scores cannot be scaled; state layers without positions in config.json"
+        )
+    return (
+        f"changes its queries between rotating them at {describe(turned)} and attending with "
+        "them: only a rotation that comes last, after norms, can be scaled"
+    )
+
+
+def _turned_before(view: GraphView, value: ir.Value) -> ir.Value | None:
+    """A rotation from which `value` is computed without a projection in between."""
+    pending, known = [value], set[ir.Node]()
+    while pending:
+        node = pending.pop().producer()
+        if node is None or node in known or node.op_type in ("MatMul", "Gemm"):
+            continue
+        known.add(node)
+        if node.op_type in ("RotaryEmbedding", "Mul") and view.positional.intersection(
+            read for read in node.inputs if read is not None
+        ):
+            return node.outputs[0]
+        pending.extend(read for read in node.inputs if read is not None)
+    return None
+
+
 def _check(site: Site, spec: ModelSpec) -> None:
     """The graph must be the model its config describes."""
     expected = (spec.heads, spec.kv_heads, spec.head_dim)
@@ -135,12 +168,12 @@ def _check(site: Site, spec: ModelSpec) -> None:
             f"and {expected} in config.json"
         )
     rotates = spec.rope_of(site.layer).rotates
-    if rotates != bool(site.query.rotary_dim):
-        stated = "rotates" if rotates else "has no positions"
-        found = "rotates" if site.query.rotary_dim else "has none"
+    if rotates and not site.query.rotary_dim:
+        raise UserError(f"layer {site.layer} {_unrotated(site)}")
+    if not rotates and site.query.rotary_dim:
         raise UserError(
-            f"layer {site.layer} {stated} by config.json and {found} in the graph: config and "
-            "model do not belong together"
+            f"layer {site.layer} has no positions by config.json and rotates in the graph: config "
+            "and model do not belong together"
         )
     if site.window != spec.windows[site.layer]:
         raise UserError(

@@ -410,7 +410,14 @@ def _layout(own: Any) -> Callable[[Any], Any]:
     import torch
 
     position = torch.ones(1, 1, dtype=torch.int64)
-    given = torch.cat(own(torch.zeros(1), position))
+    try:
+        given = torch.cat(own(torch.zeros(1), position))
+    except KeyError as error:
+        kind = own.config.rope_parameters["rope_type"]
+        raise UserError(
+            f"transformers' {type(own).__name__} needs {error} for rope_parameters of type "
+            f"{kind}: a model of this kind cannot be validated with this method in this version"
+        ) from None
     angle = own.inv_freq[None, None].double()
     for spread in (
         lambda a: torch.cat((a, a), dim=-1),
