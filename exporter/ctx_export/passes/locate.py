@@ -9,6 +9,7 @@ import onnx_ir as ir
 from ctx_export.core.errors import UserError
 from ctx_export.core.model_spec import ModelSpec
 from ctx_export.passes.heads import separate_grouped_heads
+from ctx_export.patterns.alike import Alike
 from ctx_export.patterns.attention import AttentionMatch, is_attention, match_attention
 from ctx_export.patterns.behaviour import Behaviour, Sources, observe
 from ctx_export.patterns.graph_view import GraphView
@@ -52,8 +53,9 @@ def find_sites(graph: ir.Graph) -> tuple[Site, ...]:
         value.name = value.name or f"unnamed.{index}"
     separate_grouped_heads(graph)
     view = GraphView(graph)
+    alike = Alike(view)
     nodes = [node for node in graph if is_attention(node)]
-    return tuple(_site(view, node, layer) for layer, node in enumerate(nodes))
+    return tuple(_site(view, alike, node, layer) for layer, node in enumerate(nodes))
 
 
 def locate(graph: ir.Graph, spec: ModelSpec) -> tuple[Site, ...]:
@@ -70,11 +72,11 @@ def locate(graph: ir.Graph, spec: ModelSpec) -> tuple[Site, ...]:
     return sites
 
 
-def _site(view: GraphView, node: ir.Node, layer: int) -> Site:
+def _site(view: GraphView, alike: Alike, node: ir.Node, layer: int) -> Site:
     attention = match_attention(view, node)
     if isinstance(attention, Miss):
         raise _unmatched(layer, attention)
-    query, key = match_rotary(view, attention.q), match_rotary(view, attention.k)
+    query, key = (match_rotary(view, part, alike) for part in (attention.q, attention.k))
     value = trace_back(view, attention.v)
     for part in (query, key, value):
         if isinstance(part, Miss):
@@ -86,7 +88,7 @@ def _site(view: GraphView, node: ir.Node, layer: int) -> Site:
             f"layer {layer} rotates {_told(query)} of its queries and {_told(key)} of its keys: "
             "scores then do not follow the distance alone"
         )
-    behaviour = _behaviour(view, attention, (query, key, value))
+    behaviour = _behaviour(view, alike, attention, (query, key, value))
     if isinstance(behaviour, Miss):
         raise _unmatched(layer, behaviour)
     return Site(
@@ -102,6 +104,7 @@ def _site(view: GraphView, node: ir.Node, layer: int) -> Site:
 
 def _behaviour(
     view: GraphView,
+    alike: Alike,
     attention: AttentionMatch,
     parts: tuple[RotaryMatch, RotaryMatch, Region],
 ) -> Behaviour | Miss:
@@ -113,7 +116,13 @@ def _behaviour(
         for part in (query, key)
     )
     q, k = regions
-    return observe(view, attention, Sources(q=q, k=k, v=value))
+    sink = None if attention.head_sink is None else alike.leaf(attention.head_sink)
+    return alike.once(
+        (attention.y, attention.q, attention.k),
+        (q.source, k.source, value.source),
+        lambda: observe(view, attention, Sources(q=q, k=k, v=value)),
+        (attention.scale, attention.softcap, sink, q.turns, k.turns),
+    )
 
 
 def _told(rotation: RotaryMatch) -> str:
