@@ -48,6 +48,7 @@ class Lab:
     decoder: Decoder
     root: Path
     references: dict[str, np.ndarray] = field(default_factory=dict)
+    packages: dict[str, Path] = field(default_factory=dict)
 
     @cached_property
     def checkpoint(self) -> Path:
@@ -58,6 +59,11 @@ class Lab:
         return load_source(Recipe(model=str(self.checkpoint)))
 
     def package(self, name: str, **options: Any) -> Path:
+        if name not in self.packages:
+            self.packages[name] = self._export(name, options)
+        return self.packages[name]
+
+    def _export(self, name: str, options: dict[str, Any]) -> Path:
         recipe = Recipe(
             model=str(self.checkpoint),
             output=self.root / name,
@@ -132,6 +138,6 @@ def test_streaming_equals_positions_by_cache_slot(lab):
 
 
 def test_its_package_validates(lab):
-    package = lab.package("validated", method="yarn", target=TARGET)
+    package = lab.package("yarn", method="yarn", target=TARGET)
     report = validation.run(package, lab.checkpoint, budget=128)
     assert report.passed, report.lines()

@@ -1,4 +1,5 @@
-"""gptj: rows of sines and cosines in a buffer, pairs side by side on [B,S,H,D], plain operators.
+"""gptj and codegen: rows of sines and cosines in a buffer, pairs side by side on [B,S,H,D], plain
+operators.
 
 Oracle: transformers' own model. It knows no scaling: the rows of its buffer are written here, from
 transformers' own frequencies.
@@ -6,6 +7,7 @@ transformers' own frequencies.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from ctx_export.core.errors import UserError
 from ctx_export.core.recipe import Recipe
 from ctx_export.frontends.source import Source
 from ctx_export.pipeline import export_source, load_source
-from ctx_export.validate import validation
+from ctx_export.validate import torch_reference, validation
 from tests.support.families import (
     ORIGINAL_CONTEXT,
     THETA,
@@ -44,16 +46,29 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+# codegen computes its MLP beside the attention: a smaller one leaves more to that.
+FAMILIES: dict[str, dict[str, Any]] = {"gptj": {}, "codegen": {"n_inner": 48}}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {"n_layer": 2, "n_head": 4, "n_embd": 64, "n_positions": ORIGINAL_CONTEXT}
-    tokens = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2}
-    config = AutoConfig.for_model("gptj", **sizes, **tokens, rotary_dim=ROTARY_DIM)
+    sizes = {"n_layer": 2, "n_head": 4, "n_embd": 64}
+    tokens = {
+        "n_positions": ORIGINAL_CONTEXT,
+        "vocab_size": VOCAB,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = AutoConfig.for_model(
+        request.param, **FAMILIES[request.param], **sizes, **tokens, rotary_dim=ROTARY_DIM
+    )
     model = AutoModelForCausalLM.from_config(config)
     randomise(model)
-    directory = tmp_path_factory.mktemp("gptj") / "checkpoint"
+    directory = tmp_path_factory.mktemp(request.param) / "checkpoint"
     model.save_pretrained(directory)
     return directory
 
@@ -63,14 +78,15 @@ def source(checkpoint: Path) -> Source:
     return load_source(Recipe(model=str(checkpoint)))
 
 
-def export(source: Source, output: Path, method: str) -> Path:
+def export(source: Source, output: Path, method: str, **options: Any) -> Path:
+    options = options or {"target": TARGET}
     recipe = Recipe(
         model=str(source.checkpoint.directory),
         output=output,
         engine="none",
         validate=False,
         method=method,
-        target=TARGET,
+        **options,
     )
     return export_source(source, recipe).output
 
@@ -115,7 +131,38 @@ def test_dims_that_the_graph_does_not_rotate_are_refused(source, checkpoint, tmp
         export(changed, tmp_path / "package", "none")
 
 
-def test_validation_says_that_it_cannot(source, checkpoint, tmp_path):
+@pytest.mark.parametrize("method", METHODS)
+def test_its_package_validates(method, source, checkpoint, tmp_path):
+    package = export(source, tmp_path / "package", method)
+    report = validation.run(package, checkpoint, budget=128)
+    assert report.passed, report.lines()
+
+
+def test_streaming_validates_after_wraps(source, checkpoint, tmp_path):
+    options = {"sinks": 3, "window": 29, "max_chunk": 16}
+    package = export(source, tmp_path / "package", "streaming", **options)
+    report = validation.run(package, checkpoint, budget=160)
+    assert report.passed, report.lines()
+
+
+def test_validation_fails_with_another_table(source, checkpoint, tmp_path):
+    """A reference that took its rows from the package alone could not."""
     package = export(source, tmp_path / "package", "yarn")
-    with pytest.raises(UserError, match="GPTJConfig takes no rotary settings"):
-        validation.run(package, checkpoint, budget=64)
+    path = package / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["scaling"]["inv_freq"][1] *= 1.01
+    path.write_text(json.dumps(manifest))
+    assert not validation.run(package, checkpoint, budget=128).passed
+
+
+def test_the_references_rows_are_transformers_own(source, checkpoint):
+    """Without scaling the rotary module that is made for these families turns as they do."""
+    config = torch_reference.load_config(checkpoint)
+    own = load_model(checkpoint, load_config(checkpoint))
+    table = {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": 0.5}
+    rope = torch_reference.HuggingFaceRope(parameters=table, original_context=ORIGINAL_CONTEXT)
+    assert config.rope_parameters == table
+    reference = torch_reference.TorchReference(checkpoint, rope)
+    ids = IDS[:ORIGINAL_CONTEXT]
+    ours = reference.logits(ids, rotary=torch_reference.Rotary.UNMODIFIED)[0]
+    assert error(ours, forward(own, ids)) <= 1e-6
