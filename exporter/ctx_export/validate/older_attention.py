@@ -10,8 +10,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 ROWS = "embed_positions"  # the buffer of sines and cosines
 _ROWS_FAMILIES = ("gptj", "codegen")
 
@@ -108,13 +106,12 @@ def _intercepted(forward: Callable[..., Any], attend: Attend) -> Callable[..., A
     return intercepted
 
 
-def per_head(key: Any, kv_heads: int) -> tuple[Any, int]:
-    """`key` [...,H,N,D] once a KV head and how often each was repeated: falcon repeats its keys
-    before they are rotated."""
-    groups = key.shape[-3] // kv_heads
-    return key[..., ::groups, :, :], groups
+def per_head(key: Any, kv_heads: int) -> Any:
+    """`key` [...,H,N,D] once a KV head: falcon repeats its keys before they are rotated."""
+    return key[..., :: key.shape[-3] // kv_heads, :, :]
 
 
-def repeated(key: np.ndarray[Any, Any], groups: int) -> np.ndarray[Any, Any]:
-    """The inverse of `per_head`."""
-    return key if groups == 1 else np.repeat(key, groups, axis=-3)
+def cached_groups(config: Any, kv_heads: int) -> int:
+    """How often transformers' cache of a model of `config` holds every KV head."""
+    repeats = config.model_type == "falcon" and config.new_decoder_architecture
+    return int(config.num_attention_heads) // kv_heads if repeats else 1

@@ -232,7 +232,7 @@ class _Layer:
         """Attended values [Hq,N,Dv] of heads [H,N,D], float64."""
         import torch
 
-        key, value = (per_head(part, self._kv_heads)[0] for part in (key, value))
+        key, value = (per_head(part, self._kv_heads) for part in (key, value))
         self.computed = (key, value)
         parts = [key, value]
         for index, past in enumerate(self._past):

@@ -24,9 +24,9 @@ from ctx_export.core.rope_settings import WHOLE
 from ctx_export.frontends.attention_backend import attention_backend, decoder_layers
 from ctx_export.frontends.checkpoint import stated_kv_heads
 from ctx_export.validate.older_attention import (
+    cached_groups,
     has_rows,
     per_head,
-    repeated,
     rotary_of_rows,
     state_rope,
 )
@@ -96,7 +96,7 @@ class TorchReference:
             self._model = load_model(checkpoint, config, weights, compute)
         self._owner = rotary_owner(self._model)
         self._layers = decoder_layers(self._model)[1]
-        self._kv_heads, self._groups = stated_kv_heads(checkpoint), 1
+        self._kv_heads = stated_kv_heads(checkpoint)
         own = own_rotary(type(self._owner.rotary_emb), config, rope)
         self._rotary = {
             Rotary.UNMODIFIED: own,
@@ -168,8 +168,7 @@ class TorchReference:
         parts: list[list[Floats]] = [[], []]
         for layer in past.layers:
             for part, held in zip(parts, (layer.keys, layer.values), strict=True):
-                once, self._groups = per_head(held, self._kv_heads)
-                part.append(once.float().numpy())
+                part.append(per_head(held, self._kv_heads).float().numpy())
         return Cache(keys=tuple(parts[0]), values=tuple(parts[1]))
 
     def _forward(
@@ -210,10 +209,10 @@ class TorchReference:
                 f"the cache has {len(cache.keys)} layers, the reference {self.layers}: give the "
                 "checkpoint that the package was made from"
             )
-        past = DynamicCache()
+        past, groups = DynamicCache(), cached_groups(self._model.config, self._kv_heads)
         for layer, (key, value) in enumerate(zip(cache.keys, cache.values, strict=True)):
             keys, values = (
-                torch.from_numpy(repeated(array, self._groups)).to(self._dtype)
+                torch.from_numpy(np.repeat(array, groups, axis=1)).to(self._dtype)
                 for array in (key, value)
             )
             past.update(keys, values, layer)
