@@ -18,7 +18,7 @@ Attend = Callable[[Any, Any, Any, float], Any]  # q, k and v [1,H,N,D] and the s
 
 def has_rows(config: Any) -> bool:
     """Whether models of `config` turn by rows of sines and cosines."""
-    return str(config.model_type) in _ROWS_FAMILIES
+    return getattr(config, "model_type", None) in _ROWS_FAMILIES
 
 
 def state_rope(config: Any) -> None:

@@ -335,9 +335,9 @@ def without_scaling(config: Any) -> Any:
 
 def rotary_owner(model: Any) -> Any:
     """The module whose `rotary_emb` gives every layer its cos and sin."""
-    if has_rows(model.config):
-        return rotary_of_rows(model, decoder_layers(model)[1])
     owners = [m for m in model.modules() if _is_rotary(getattr(m, "rotary_emb", None))]
+    if not owners and has_rows(getattr(model, "config", None)):
+        return rotary_of_rows(model, decoder_layers(model)[1])
     if len(owners) != 1:
         raise UserError(
             f"{type(model).__name__} has {len(owners)} rotary modules: only models with one for "
