@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from ctx_export.cli.export import main
 from tests.support.checkpoints import copy_demo, edit_config, split_shards
+from tests.support.decoders import Decoder, save_decoder
 
 
 def export(out: Path, *arguments: str) -> Result:
@@ -157,6 +158,22 @@ def test_a_decoder_without_rotary_positions_is_refused(tmp_path):
     out = tmp_path / "out"
     arguments = [str(tmp_path / "checkpoint"), "--method", "yarn", "--target", "1k"]
     assert_refused(export(out, *arguments), out, "rotary")
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "words"),
+    [
+        ("hunyuan_v1_dense", {"head_dim": 16}, ["layer 0", "rotating", "after norms"]),
+        ("diffllama", {"head_dim": 16}, ["layer 0", "(heads, dim)", "one head dimension"]),
+        ("doge", {"head_dim": 16}, ["layer 0", "differs by", "softmax"]),
+        ("bert", {"num_key_value_heads": None}, ["layer 0", "see those after them"]),
+    ],
+)
+def test_a_decoder_that_computes_something_else_is_refused(tmp_path, family, config, words):
+    checkpoint = save_decoder(Decoder(name=family, config=config), tmp_path / "checkpoint")
+    out = tmp_path / "out"
+    arguments = [str(checkpoint), "--method", "yarn", "--target", "1k"]
+    assert_refused(export(out, *arguments), out, *words)
 
 
 def test_an_output_that_exists_is_kept_unless_forced(tmp_path):

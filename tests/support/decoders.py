@@ -92,8 +92,7 @@ DECODERS = {
         ),
         Decoder(
             name="gptj",
-            apart="sines and cosines come from a buffer; exports with `--no-validate` only: it "
-            "cannot be validated yet, nor is streaming tested",
+            apart="sines and cosines come from a buffer",
             config={"rotary_dim": 8, "tie_word_embeddings": False},
             unsaid=("num_key_value_heads", "rope_parameters", "intermediate_size"),
         ),
@@ -124,18 +123,92 @@ DECODERS = {
             "layer",
             config={**EXPERTS, "num_local_experts": 3, "head_dim": 16, **WINDOWED},
         ),
+        Decoder(
+            name="falcon",
+            apart="keys of one, of groups or of all heads, repeated before they are rotated",
+            config={
+                "new_decoder_architecture": True,
+                "num_kv_heads": 2,
+                "ffn_hidden_size": 48,
+            },
+            unsaid=("num_key_value_heads",),
+        ),
+        Decoder(
+            name="exaone4",
+            apart="layers that see every token know no positions; norms after the blocks",
+            config={"head_dim": 16, **WINDOWED},
+        ),
+        Decoder(
+            name="olmo3",
+            apart="layers with a window keep the table they were trained with",
+            config=WINDOWED,
+            local=PLAIN,
+        ),
         # Nothing in the exporter names these.
+        Decoder(name="apertus", apart="an activation with learned numbers"),
         Decoder(
             name="glm4",
             apart="part of the head rotates, neighbouring dims together",
             partial=0.5,
             config={"head_dim": 16},
         ),
+        Decoder(
+            name="glm4_moe",
+            apart="dense layers before experts",
+            partial=0.5,
+            config={
+                "moe_intermediate_size": 32,
+                "num_experts_per_tok": 2,
+                "n_routed_experts": 3,
+                "n_shared_experts": 1,
+                "first_k_dense_replace": 1,
+                "n_group": 1,
+                "topk_group": 1,
+                "head_dim": 16,
+            },
+        ),
+        Decoder(
+            name="granite",
+            apart="scores, embeddings, residuals and logits scaled by constants",
+            config={
+                "attention_multiplier": 0.4,
+                "embedding_multiplier": 3.0,
+                "residual_multiplier": 0.7,
+                "logits_scaling": 2.0,
+            },
+        ),
+        Decoder(name="helium", apart="neighbouring dims rotate together", config={"head_dim": 16}),
+        Decoder(
+            name="minimax_m2",
+            apart="experts chosen by sigmoids; queries and keys are normed over all heads",
+            partial=0.5,
+            config={"num_local_experts": 3, "num_experts_per_tok": 2, "head_dim": 16},
+        ),
+        Decoder(name="nemotron", apart="part of the head rotates", partial=0.5),
+        Decoder(name="olmo", apart="q, k and v are clipped", config={"clip_qkv": 1.5}),
         Decoder(name="olmo2", apart="norms after the blocks and of queries and keys"),
+        Decoder(
+            name="persimmon",
+            apart="one projection for q, k and v; part of the head rotates",
+            partial=0.5,
+            config={"tie_word_embeddings": False},
+            unsaid=("num_key_value_heads",),
+        ),
         Decoder(
             name="smollm3",
             apart="some layers know no positions",
             config={"no_rope_layers": [1, 0]},
+        ),
+        Decoder(
+            name="stablelm",
+            apart="part of the head rotates; every head has a norm of its own",
+            partial=0.25,
+            config={"qk_layernorm": True},
+        ),
+        Decoder(
+            name="starcoder2",
+            apart="layer norms and biases; layers may have windows",
+            config={"sliding_window": WINDOW},
         ),
     )
 }

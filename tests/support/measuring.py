@@ -58,12 +58,6 @@ class Oracle:
         return random.integers(0, vocab, random.integers(150, 220))
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """All that PyTorch can be asked for: the pairwise reference cannot turn gptj's buffers."""
-        without = ("streaming",) if self.is_gptj else ()
-        return tuple(method for method in METHODS if method not in without)
-
-    @property
     def is_gptj(self) -> bool:
         return load_config(self.checkpoint).model_type == "gptj"
 

@@ -8,7 +8,7 @@ exporters that drop a setting they do not know produce models that fail past the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ctx_export.core.errors import UserError
@@ -58,11 +58,17 @@ FAMILY_THETA = {
     "bitnet": 5e5,
     "cohere": 5e5,
     "ernie4_5": 5e5,
+    "ernie4_5_moe": 5e5,
+    "flex_olmo": 5e5,
     "helium": 1e5,
+    "minimax_m2": 5e6,
     "mixtral": 1e6,
     "phimoe": 1e6,
     "smollm3": 2e6,
+    "solar_open": 1e6,
 }
+# Families whose scaling is of layers that see every token, where config.json has one for all.
+_WINDOWED_PLAIN = frozenset({"olmo3"})
 FAMILY_PARTIAL_ROTARY_FACTOR = {
     "glm": 0.5,
     "glm4": 0.5,
@@ -88,6 +94,7 @@ class RopeSettings:
     original_context: int | None = None  # original_max_position_embeddings, where given
     parameters: Mapping[str, Any] = field(default_factory=dict)
     rotates: bool = True  # False: of layers without positions, and nothing else here has effect
+    kept: bool = False  # of a kind of layers that a scaling method leaves as it was trained
 
 
 def read_rope_settings(config: Mapping[str, Any]) -> RopeSettings:
@@ -112,7 +119,8 @@ def read_layer_rope_settings(config: Mapping[str, Any]) -> dict[str, RopeSetting
     settings = {}
     for kind, entries in by_kind.items():
         try:
-            settings[kind] = _read_one({**shared, SPELLINGS[1]: entries})
+            own = _read_one({**shared, SPELLINGS[1]: entries})
+            settings[kind] = replace(own, kept=kind != WHOLE and WHOLE in by_kind)
         except UserError as error:
             raise UserError(f"layers of type {kind}: {error}") from None
     return settings
@@ -142,12 +150,21 @@ def _by_kind(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
             )
         return given
     local = config.get(_LOCAL_THETA)
+    if local is None and str(config.get("model_type")) in _WINDOWED_PLAIN:
+        local = _stated_theta(config)
     if local is None:
         return {}
     whole = dict(config.get(SPELLINGS[1]) or config.get(SPELLINGS[0]) or {"rope_type": "default"})
     if config.get("rope_theta") is not None:
         whole.setdefault("rope_theta", config["rope_theta"])
     return {WHOLE: whole, SLIDING: {"rope_type": "default", "rope_theta": local}}
+
+
+def _stated_theta(config: Mapping[str, Any]) -> Any:
+    """The base that a config states at its top level or in either spelling, or the default."""
+    entries = [config, *(config.get(name) or {} for name in SPELLINGS)]
+    stated = [entry["rope_theta"] for entry in entries if entry.get("rope_theta") is not None]
+    return stated[0] if stated else DEFAULT_THETA
 
 
 def _read_one(config: Mapping[str, Any]) -> RopeSettings:

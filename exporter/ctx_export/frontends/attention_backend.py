@@ -7,7 +7,7 @@ from typing import Any
 
 from ctx_export.core.errors import UserError
 
-_NAMES = ("self_attn", "attention", "attn", "self_attention")  # of a layer's attention
+_NAMES = ("self_attn", "attention", "attn", "self_attention", "mixer")  # of a layer's attention
 
 
 def attention_backend(config: Any) -> str:
@@ -38,10 +38,24 @@ def attention_module(layer: Any) -> Any:
     )
 
 
+def decoder_layers(model: Any) -> tuple[str, Any]:
+    """The list of a decoder's layers and its name in the model."""
+    import torch
+
+    count = model.config.num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return str(name), module
+    raise UserError(
+        f"{type(model).__name__} has no list of {count} decoder layer(s): a model of this kind "
+        "cannot be traced or validated in this version"
+    )
+
+
 def check_replaceable(model: Any) -> None:
     """Raise UserError where a family computes its attention without asking its config how: another
     function cannot take its place."""
-    if not getattr(model, "_supports_attention_backend", False):
+    if not hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS"):
         raise UserError(
             f"{type(model).__name__} does not let its attention be replaced: a model of this kind "
             "cannot be validated with this method in this version; --no-validate exports it "

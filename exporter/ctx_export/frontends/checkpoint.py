@@ -16,6 +16,7 @@ from ctx_export.core.rope_settings import (
     main_settings,
     read_layer_rope_settings,
 )
+from ctx_export.frontends.head_counts import kv_heads
 from ctx_export.frontends.layer_kinds import layer_types, rotating_layers
 from ctx_export.frontends.refusals import check_supported
 from ctx_export.frontends.shards import Tensor, TensorLocation, read_shards
@@ -32,6 +33,7 @@ _SPELLINGS = {
     "n_positions": "max_position_embeddings",
     "max_seq_len": "max_position_embeddings",
     "num_kv_heads": "num_key_value_heads",
+    "n_head_kv": "num_key_value_heads",
 }
 _HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")
 
@@ -105,7 +107,9 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object")
-    return {**{_SPELLINGS.get(key, key): value for key, value in config.items()}, **config}
+    stated = {key: value for key, value in config.items() if value is not None}
+    respelled = {_SPELLINGS.get(key, key): value for key, value in stated.items()}
+    return {**config, **respelled, **stated}
 
 
 def _stored_precision(config: Mapping[str, Any], tensors: Mapping[str, TensorLocation]) -> str:
@@ -134,7 +138,7 @@ def model_spec(config: Mapping[str, Any], precision: str) -> ModelSpec:
         family=_text(config, "model_type"),
         layers=layers,
         heads=heads,
-        kv_heads=_count(config, "num_key_value_heads", heads),
+        kv_heads=_kv_heads(config, heads),
         head_dim=_count(config, "head_dim", hidden // heads),
         vocab=_count(config, "vocab_size"),
         hidden=hidden,
@@ -187,6 +191,16 @@ def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> i
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"config.json has {key} = {value!r}: a decoder needs a number ≥ 1 there")
     return value
+
+
+def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
+    return _count({"num_key_value_heads": kv_heads(config, heads)}, "num_key_value_heads")
+
+
+def stated_kv_heads(directory: Path) -> int:
+    """The number of KV heads of a checkpoint directory."""
+    config = read_config(directory)
+    return _kv_heads(config, _count(config, "num_attention_heads"))
 
 
 def _text(config: Mapping[str, Any], key: str) -> str:

@@ -107,5 +107,5 @@ def fill_constants(graph: ir.Graph, values: Mapping[str, torch.Tensor]) -> None:
         value = graph.initializers.get(name)
         if value is not None and value.const_value is None and value.uses():
             array = tensor.float().numpy()
-            held = ir.tensor(array, dtype=value.dtype, name=name)
-            value.const_value = held
+            exact = array if value.dtype is None else array.astype(value.dtype.numpy())
+            value.const_value = ir.tensor(exact, dtype=value.dtype, name=name)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.rope_settings import WHOLE
-from ctx_export.frontends.attention_backend import attention_backend
+from ctx_export.frontends.attention_backend import attention_backend, decoder_layers
 from ctx_export.frontends.checkpoint import Checkpoint
 from ctx_export.frontends.experts import use_every_expert
-from ctx_export.frontends.layer_kinds import layer_types, rotating_layers
+from ctx_export.frontends.layer_kinds import keep_one_of_each, stated_kinds
 from ctx_export.frontends.repeat import repeat_layers
 from ctx_export.frontends.shards import Tensor
 from ctx_export.frontends.source import Source
 from ctx_export.frontends.tensors import by_module_name, constants, fill_constants
+from ctx_export.frontends.traceable import traceable
 from ctx_export.ops.builder import OPSET
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def trace(checkpoint: Checkpoint, precision: str | None = None) -> Source:
     missing in the checkpoint or has another shape than the model's.
     """
     precision = precision or checkpoint.spec.precision
-    kinds = layer_kinds(checkpoint)
-    decoder = _meta_decoder(checkpoint, precision, kinds)
+    decoder = _meta_decoder(checkpoint, precision)
+    kinds = keep_one_of_each(decoder, stated_kinds(checkpoint))
     checkpoint = by_module_name(checkpoint, decoder)
     model = _export(decoder)
-    prefix = _layers_prefix(decoder, len(kinds))
+    prefix, _ = decoder_layers(decoder)
     simplify(model)
     fill_constants(model.graph, constants(decoder))
-    repeat_layers(model.graph, prefix=prefix, kinds=_kind_of_layer(checkpoint, kinds))
+    repeat_layers(model.graph, prefix=prefix, kinds=kinds)
     weights = _match_weights(model.graph, checkpoint, decoder)
     return Source(
         model=model,
@@ -55,31 +55,9 @@ def trace(checkpoint: Checkpoint, precision: str | None = None) -> Source:
     )
 
 
-# Its type by config.json and whether it rotates: what layers may differ in.
-LayerKind = tuple[str, bool]
-
-
-def layer_kinds(checkpoint: Checkpoint) -> tuple[LayerKind, ...]:
-    """The distinct kinds of layers in the order of their first layer."""
-    return tuple(dict.fromkeys(_layer_kinds(checkpoint)))
-
-
-def _kind_of_layer(checkpoint: Checkpoint, kinds: Sequence[LayerKind]) -> list[int]:
-    return [kinds.index(kind) for kind in _layer_kinds(checkpoint)]
-
-
-def _layer_kinds(checkpoint: Checkpoint) -> list[LayerKind]:
-    """The kind of every layer."""
-    config, layers = checkpoint.config, checkpoint.spec.layers
-    types = layer_types(config, layers) or [WHOLE] * layers
-    return list(zip(types, rotating_layers(config, layers), strict=True))
-
-
-def _meta_decoder(
-    checkpoint: Checkpoint, precision: str, kinds: Sequence[LayerKind]
-) -> torch.nn.Module:
-    """transformers' own model on the meta device, with one layer per kind and plain RoPE: the
-    rotation is rewritten afterwards, so its scaling must not shape the trace."""
+def _meta_decoder(checkpoint: Checkpoint, precision: str) -> torch.nn.Module:
+    """transformers' own model on the meta device, with plain RoPE: the rotation is rewritten
+    afterwards, so its scaling must not shape the trace."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -88,11 +66,6 @@ def _meta_decoder(
         _check_windows(config, checkpoint)
         _check_bases(config, checkpoint)
         _plain_rope(config)
-        config.num_hidden_layers = len(kinds)
-        if getattr(config, "layer_types", None):
-            config.layer_types = [kind for kind, _ in kinds]
-        if getattr(config, "no_rope_layers", None):
-            config.no_rope_layers = [int(rotates) for _, rotates in kinds]
         config._attn_implementation = attention_backend(config)
         use_every_expert(config)
         config.use_cache = False
@@ -179,7 +152,10 @@ def _export(decoder: torch.nn.Module) -> ir.Model:
             self.model = decoder
 
         def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-            output = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+            with traceable():
+                output = self.model(
+                    input_ids=input_ids, position_ids=position_ids, use_cache=False
+                )
             return output.logits  # type: ignore[no-any-return]
 
     names = ("input_ids", "position_ids")
@@ -202,13 +178,20 @@ def _export(decoder: torch.nn.Module) -> ir.Model:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            reason = _first_line(error)
             raise UserError(
                 f"PyTorch cannot export {type(decoder).__name__}: {reason}; this decoder needs "
                 "support of its own"
             ) from None
     assert program is not None
     return program.model
+
+
+def _first_line(error: BaseException) -> str:
+    """What the first of a chain of errors says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def simplify(model: ir.Model) -> None:
@@ -231,19 +214,6 @@ def simplify(model: ir.Model) -> None:
 def _is_placeholder(tensor: ir.TensorProtocol) -> bool:
     """Whether a traced tensor is a weight without data; a constant of the code has its own."""
     return bool(getattr(tensor.raw, "is_meta", False))
-
-
-def _layers_prefix(decoder: torch.nn.Module, kinds: int) -> str:
-    """Module path of the decoder's layers, such as `model.layers`, inside the traced wrapper."""
-    import torch
-
-    for name, module in decoder.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == kinds:
-            return str(name)
-    raise UserError(
-        f"{type(decoder).__name__} has no list of {kinds} decoder layer(s): it cannot be traced "
-        "layer by layer"
-    )
 
 
 def _match_weights(

@@ -8,10 +8,12 @@ import onnx_ir as ir
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.model_spec import ModelSpec
+from ctx_export.passes.heads import separate_grouped_heads
+from ctx_export.patterns.alike import Alike
 from ctx_export.patterns.attention import AttentionMatch, is_attention, match_attention
 from ctx_export.patterns.behaviour import Behaviour, Sources, observe
 from ctx_export.patterns.graph_view import GraphView
-from ctx_export.patterns.match import Miss, dimension
+from ctx_export.patterns.match import Miss, describe, dimension
 from ctx_export.patterns.region import Region, trace_back
 from ctx_export.patterns.rotary import RotaryMatch, match_rotary
 
@@ -49,9 +51,11 @@ def find_sites(graph: ir.Graph) -> tuple[Site, ...]:
     with the nearest match, the node where it ended and why."""
     for index, value in enumerate(v for node in graph for v in node.outputs):
         value.name = value.name or f"unnamed.{index}"
+    separate_grouped_heads(graph)
     view = GraphView(graph)
+    alike = Alike(view)
     nodes = [node for node in graph if is_attention(node)]
-    return tuple(_site(view, node, layer) for layer, node in enumerate(nodes))
+    return tuple(_site(view, alike, node, layer) for layer, node in enumerate(nodes))
 
 
 def locate(graph: ir.Graph, spec: ModelSpec) -> tuple[Site, ...]:
@@ -68,11 +72,11 @@ def locate(graph: ir.Graph, spec: ModelSpec) -> tuple[Site, ...]:
     return sites
 
 
-def _site(view: GraphView, node: ir.Node, layer: int) -> Site:
+def _site(view: GraphView, alike: Alike, node: ir.Node, layer: int) -> Site:
     attention = match_attention(view, node)
     if isinstance(attention, Miss):
         raise _unmatched(layer, attention)
-    query, key = match_rotary(view, attention.q), match_rotary(view, attention.k)
+    query, key = (match_rotary(view, part, alike) for part in (attention.q, attention.k))
     value = trace_back(view, attention.v)
     for part in (query, key, value):
         if isinstance(part, Miss):
@@ -84,7 +88,7 @@ def _site(view: GraphView, node: ir.Node, layer: int) -> Site:
             f"layer {layer} rotates {_told(query)} of its queries and {_told(key)} of its keys: "
             "scores then do not follow the distance alone"
         )
-    behaviour = _behaviour(view, attention, (query, key, value))
+    behaviour = _behaviour(view, alike, attention, (query, key, value))
     if isinstance(behaviour, Miss):
         raise _unmatched(layer, behaviour)
     return Site(
@@ -100,6 +104,7 @@ def _site(view: GraphView, node: ir.Node, layer: int) -> Site:
 
 def _behaviour(
     view: GraphView,
+    alike: Alike,
     attention: AttentionMatch,
     parts: tuple[RotaryMatch, RotaryMatch, Region],
 ) -> Behaviour | Miss:
@@ -111,7 +116,13 @@ def _behaviour(
         for part in (query, key)
     )
     q, k = regions
-    return observe(view, attention, Sources(q=q, k=k, v=value))
+    sink = None if attention.head_sink is None else alike.leaf(attention.head_sink)
+    return alike.once(
+        (attention.y, attention.q, attention.k),
+        (q.source, k.source, value.source),
+        lambda: observe(view, attention, Sources(q=q, k=k, v=value)),
+        (attention.scale, attention.softcap, sink, q.turns, k.turns),
+    )
 
 
 def _told(rotation: RotaryMatch) -> str:
@@ -124,6 +135,39 @@ def _unmatched(layer: int, miss: Miss) -> UserError:
     return UserError(f"layer {layer} has no rotary position encoding that can be scaled: {miss}")
 
 
+def _unrotated(site: Site) -> str:
+    """Why the queries of a layer that should rotate do not."""
+    producer = site.query.source.producer()
+    assert producer is not None and isinstance(producer.graph, ir.Graph)
+    turned = _turned_before(GraphView(producer.graph), site.query.source)
+    if turned is None:
+        return (
+            f"has no rotary position encoding on the way to its queries, "
+            f"{describe(site.query.source)}: positions that are learned or added to embeddings "
+            "and scores cannot be scaled; state layers without positions in config.json"
+        )
+    return (
+        f"changes its queries between rotating them at {describe(turned)} and attending with "
+        "them: only a rotation that comes last, after norms, can be scaled"
+    )
+
+
+def _turned_before(view: GraphView, value: ir.Value) -> ir.Value | None:
+    """A rotation from which `value` is computed without a projection in between."""
+    pending, known = [value], set[ir.Node]()
+    while pending:
+        node = pending.pop().producer()
+        if node is None or node in known or node.op_type in ("MatMul", "Gemm"):
+            continue
+        known.add(node)
+        if node.op_type in ("RotaryEmbedding", "Mul") and view.positional.intersection(
+            read for read in node.inputs if read is not None
+        ):
+            return node.outputs[0]
+        pending.extend(read for read in node.inputs if read is not None)
+    return None
+
+
 def _check(site: Site, spec: ModelSpec) -> None:
     """The graph must be the model its config describes."""
     expected = (spec.heads, spec.kv_heads, spec.head_dim)
@@ -133,12 +177,12 @@ def _check(site: Site, spec: ModelSpec) -> None:
             f"and {expected} in config.json"
         )
     rotates = spec.rope_of(site.layer).rotates
-    if rotates != bool(site.query.rotary_dim):
-        stated = "rotates" if rotates else "has no positions"
-        found = "rotates" if site.query.rotary_dim else "has no rotary positions"
+    if rotates and not site.query.rotary_dim:
+        raise UserError(f"layer {site.layer} {_unrotated(site)}")
+    if not rotates and site.query.rotary_dim:
         raise UserError(
-            f"layer {site.layer} {stated} by config.json and {found} in the graph: config and "
-            "model do not belong together"
+            f"layer {site.layer} has no positions by config.json and rotates in the graph: config "
+            "and model do not belong together"
         )
     if site.window != spec.windows[site.layer]:
         raise UserError(

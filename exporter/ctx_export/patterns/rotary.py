@@ -3,12 +3,13 @@ off by running it, and must turn pairs of dims."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ctx_export.patterns.alike import Alike
 from ctx_export.patterns.graph_view import GraphView
 from ctx_export.patterns.match import Miss, describe, dimension
 from ctx_export.patterns.probe import Extent, ProbeError, run
@@ -16,6 +17,7 @@ from ctx_export.patterns.region import Region, trace_back
 
 HEADS_FIRST = [0, 2, 1, 3]  # [B,S,H,D] to [B,H,S,D]
 _TOKENS = 11  # positions that are looked at; no head has so few dims or is one of so many heads
+_LARGEST = 1 << 22  # bytes of vectors that are rotated at once
 _EXACT = 1e-4  # of an angle in radians, and of a multiplier
 
 Matrices = NDArray[np.float32]  # [S,D,D]: y = M[s] x
@@ -46,14 +48,23 @@ class RotaryMatch:
     groups: int = 1
 
 
-def match_rotary(view: GraphView, value: ir.Value) -> RotaryMatch | Miss:
+def match_rotary(
+    view: GraphView, value: ir.Value, alike: Alike | None = None
+) -> RotaryMatch | Miss:
     """Match `value`, what an attention's scores are made of, as a rotary embedding of some tensor.
 
-    `value` is [B,H,S,D], [B,S,H,D] or [B,H,D,S]: which of them its shape tells.
+    `value` is [B,H,S,D], [B,S,H,D] or [B,H,D,S]: which of them its shape tells. Of rotations that
+    are `alike` one is run.
     """
     region = trace_back(view, value)
     if isinstance(region, Miss):
         return region
+    alike = alike or Alike(view)
+    found = alike.once((value,), (region.source,), lambda: _match(view, value, region))
+    return found if isinstance(found, Miss) else replace(found, source=region.source)
+
+
+def _match(view: GraphView, value: ir.Value, region: Region) -> RotaryMatch | Miss:
     try:
         matrices, groups, stand_ins = _matrices(view, value, region)
     except ProbeError as error:
@@ -90,29 +101,34 @@ def _matrices(
     tokens = _TOKENS
     while tokens in (heads, dim) or tokens == dim * heads:
         tokens += 1
-    basis = np.eye(dim, dtype=np.float32)[:, None, None] * np.ones((1, 1, tokens, 1), np.float32)
-    given = basis * np.arange(1, heads + 1, dtype=np.float32)[None, :, None, None]
-    fed = given.swapaxes(1, 2) if region.transposed else given
-    extent = Extent(batch=dim, tokens=tokens)
-    probe = run(view, [value], {region.source: np.ascontiguousarray(fed)}, extent)
-    result = _heads_first(probe.values[0], (dim, tokens))
-    if result is None:
-        found = list(probe.values[0].shape)
-        return f"of [{dim}, {heads}, {tokens}, {dim}] it makes {found}", 1, probe.stand_ins
-    repeated = result.shape[1] // heads
-    first = result[:, 0]  # [i,S,D]
-    order = np.repeat(np.arange(1, heads + 1, dtype=np.float32), max(repeated, 1))
-    if len(order) != result.shape[1] or not np.allclose(
-        result, first[:, None] * order[None, :, None, None], rtol=1e-5, atol=1e-6
-    ):
-        return "its heads are not the source's, each repeated in place", 1, probe.stand_ins
-    return first.transpose(1, 2, 0), repeated, probe.stand_ins
+    scales = np.arange(1, heads + 1, dtype=np.float32)
+    at_once = max(1, _LARGEST // (4 * heads * tokens * dim))
+    parts, repeated, stand_ins = [], 1, False
+    for start in range(0, dim, at_once):
+        basis = np.eye(dim, dtype=np.float32)[start : start + at_once, None, None]
+        given = basis * np.ones((1, 1, tokens, 1), np.float32) * scales[None, :, None, None]
+        fed = given.swapaxes(1, 2) if region.transposed else given
+        extent = Extent(batch=len(basis), tokens=tokens)
+        probe = run(view, [value], {region.source: np.ascontiguousarray(fed)}, extent)
+        stand_ins = probe.stand_ins
+        result = _heads_first(probe.values[0], (len(basis), tokens, dim))
+        if result is None:
+            found = list(probe.values[0].shape)
+            return f"of {list(given.shape)} it makes {found}", 1, stand_ins
+        repeated = result.shape[1] // heads
+        order = np.repeat(scales, max(repeated, 1))[None, :, None, None]
+        if order.size != result.shape[1] or not np.allclose(
+            result, result[:, :1] * order, rtol=1e-5, atol=1e-6
+        ):
+            return "its heads are not the source's, each repeated in place", 1, stand_ins
+        parts.append(result[:, 0])  # [i,S,D]
+    return np.concatenate(parts).transpose(1, 2, 0), repeated, stand_ins
 
 
-def _heads_first(result: NDArray[np.float32], size: tuple[int, int]) -> Matrices | None:
-    """`result` as [B,H,S,D]."""
-    dim, tokens = size
-    if result.ndim != 4 or result.shape[0] != dim or result.shape[1:].count(tokens) != 1:
+def _heads_first(result: NDArray[np.float32], size: tuple[int, int, int]) -> Matrices | None:
+    """`result` as [B,H,S,D] of the `size` B, S, D."""
+    count, tokens, dim = size
+    if result.ndim != 4 or result.shape[0] != count or result.shape[1:].count(tokens) != 1:
         return None
     axis = result.shape.index(tokens, 1)
     turned = {1: (0, 2, 1, 3), 2: (0, 1, 2, 3), 3: (0, 1, 3, 2)}[axis]

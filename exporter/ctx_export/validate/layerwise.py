@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ctx_export.core.errors import UserError
-from ctx_export.frontends.attention_backend import attention_backend
+from ctx_export.frontends.attention_backend import attention_backend, decoder_layers
 from ctx_export.frontends.shards import read_shards
 from ctx_export.validate import torch_reference as reference
+from ctx_export.validate.older_attention import ROWS
 
 
 class _Shards:
@@ -64,7 +65,7 @@ def load_by_layer(checkpoint: Path, config: Any, weights: str, compute: str) -> 
             dtype=dtype,
             attn_implementation=attention_backend(config),
         )
-    prefix, layers = _decoder_layers(model)
+    prefix, layers = decoder_layers(model)
     outside = _outside(model, prefix)
     shards.check(outside)
     model.load_state_dict(shards.of(outside), assign=True, strict=False)
@@ -78,18 +79,11 @@ def load_by_layer(checkpoint: Path, config: Any, weights: str, compute: str) -> 
 def _check_buffers(model: Any) -> None:
     """Raise UserError where the model has constants that no file holds; rotations are replaced."""
     for name, buffer in model.named_buffers():
-        if buffer.is_meta and "rotary_emb" not in name:
+        if buffer.is_meta and "rotary_emb" not in name and not name.endswith(ROWS):
             raise UserError(
                 f"the checkpoint does not hold the reference's constant {name}: it cannot be "
                 "compared layer by layer; it must fit into memory"
             )
-
-
-def _decoder_layers(model: Any) -> tuple[str, Any]:
-    """The list of decoder layers and its name in the model."""
-    found = model.base_model.layers
-    name = next(name for name, module in model.named_modules() if module is found)
-    return name, found
 
 
 def _outside(model: Any, prefix: str) -> dict[str, str]:

@@ -19,7 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.rope_settings import WHOLE
-from ctx_export.frontends.attention_backend import attention_module, check_replaceable
+from ctx_export.frontends.attention_backend import (
+    attention_module,
+    check_replaceable,
+    decoder_layers,
+)
+from ctx_export.frontends.checkpoint import stated_kv_heads
+from ctx_export.validate.older_attention import ROWS, per_head, replace_attention
 from ctx_export.validate.pairwise_attention import Attention, Cached, Scores
 from ctx_export.validate.quantised import CacheNumbers
 from ctx_export.validate.rope_parameters import Scaling
@@ -82,11 +88,10 @@ class PairwiseReference:
             self._model = load_by_layer(checkpoint, config, weights, compute)
         else:
             self._model = load_model(checkpoint, config, weights, compute)
-        check_replaceable(self._model)
-        self._model.config._attn_implementation = _IMPLEMENTATION
         self._owner = rotary_owner(self._model)
+        self._modules = decoder_layers(self._model)[1]
         rotary = self._owner.rotary_emb
-        first = attention_module(self._owner.layers[0])
+        first = attention_module(self._modules[0])
         rotary.forward = _no_rotation(rotary, first)
         tables = [table] * len(rules) if callable(table) else list(table)
         rounding = None if compute == "fp32" else getattr(torch, TORCH_TYPES[compute])
@@ -99,11 +104,22 @@ class PairwiseReference:
             for own in tables
         )
         self._layers: list[_Layer] = []
-        parts = zip(self._owner.layers, rules, tables, self.heads, strict=True)
+        parts = zip(self._modules, rules, tables, self.heads, strict=True)
         for layer, rule, own, heads in parts:
             attention = Attention(rule=rule, table=own, heads=heads, rounding=rounding)
-            self._layers.append(_Layer(attention))
+            self._layers.append(_Layer(attention, stated_kv_heads(checkpoint)))
             attention_module(layer).pairwise = self._layers[-1]
+        self._replace_attention()
+
+    def _replace_attention(self) -> None:
+        """Every layer's own attention in place of the model's."""
+        own = [
+            replace_attention(attention_module(module), _attend_by(layer))
+            for module, layer in zip(self._modules, self._layers, strict=True)
+        ]
+        if not all(own):
+            check_replaceable(self._model)
+            self._model.config._attn_implementation = _IMPLEMENTATION
 
     @property
     def layers(self) -> int:
@@ -122,7 +138,7 @@ class PairwiseReference:
 
     def watch(self, layer_done: Callable[[], None]) -> None:
         """Call `layer_done` after each of the model's `layers` in every forward."""
-        for layer in self._owner.layers:
+        for layer in self._modules:
             layer.register_forward_hook(lambda *_: layer_done())
 
     def transformers_table(self, scaling: Scaling, length: int) -> tuple[Floats, float]:
@@ -196,8 +212,8 @@ class PairwiseReference:
 class _Layer:
     """One layer's attention with what the forward in progress gives it."""
 
-    def __init__(self, attention: Attention) -> None:
-        self._attention = attention
+    def __init__(self, attention: Attention, kv_heads: int) -> None:
+        self._attention, self._kv_heads = attention, kv_heads
         self._lengths: Ints = np.zeros(0, np.int64)
         self._tokens: Ints = np.zeros(0, np.int64)
         self._past: tuple[Floats, ...] = ()
@@ -216,6 +232,7 @@ class _Layer:
         """Attended values [Hq,N,Dv] of heads [H,N,D], float64."""
         import torch
 
+        key, value = (per_head(part, self._kv_heads) for part in (key, value))
         self.computed = (key, value)
         parts = [key, value]
         for index, past in enumerate(self._past):
@@ -241,6 +258,8 @@ def _quarter_turn(attention: Any) -> tuple[Any, int]:
     one serves both dims of a pair."""
     import torch
 
+    if hasattr(attention, ROWS):
+        return torch.eye(8)[1], 4  # pairs side by side, one cosine a pair
     module = sys.modules[type(attention).__module__]
     apply = getattr(module, "apply_rotary_pos_emb", None)
     if apply is None:
@@ -286,6 +305,16 @@ def _attention(
     )
     out = module.pairwise(query[0], key[0], value[0], how)
     return out.transpose(0, 1)[None].to(query.dtype).contiguous(), None
+
+
+def _attend_by(layer: _Layer) -> Callable[[Any, Any, Any, float], Any]:
+    """A layer's attention over heads [1,H,N,D], in the shape and type of the query."""
+
+    def attend(query: Any, key: Any, value: Any, scaling: float) -> Any:
+        out = layer(query[0], key[0], value[0], Scores(scaling=scaling))
+        return out[None].to(query.dtype)
+
+    return attend
 
 
 def _register() -> None:

@@ -42,7 +42,7 @@ from ctx_export.validate.rope_tables import (
     rope_at,
 )
 from ctx_export.validate.synthetic import CALIBRATION_TOKENS, Cache, synthetic_cache
-from ctx_export.validate.torch_reference import Rotary, TorchReference, load_config
+from ctx_export.validate.torch_reference import Rotary, TorchReference, has_kinds, load_config
 from ctx_export.validate.turning import Heads
 from ctx_export.validate.visibility import rule_of
 
@@ -93,7 +93,8 @@ class PairwiseSettings:
             follows_length=length_table(manifest) is not None,
             own_windows=windows == checkpoint.spec.windows
             and not sinks
-            and manifest.scaling.get("layers") is None,
+            and manifest.scaling.get("layers") is None
+            and not has_kinds(load_config(checkpoint.directory)),
             weights=manifest.precision,
             numbers=cache_numbers(manifest),
             **options,

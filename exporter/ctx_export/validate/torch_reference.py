@@ -21,7 +21,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.rope_settings import WHOLE
-from ctx_export.frontends.attention_backend import attention_backend
+from ctx_export.frontends.attention_backend import attention_backend, decoder_layers
+from ctx_export.frontends.checkpoint import stated_kv_heads
+from ctx_export.validate.older_attention import (
+    cached_groups,
+    has_rows,
+    per_head,
+    rotary_of_rows,
+    state_rope,
+)
 from ctx_export.validate.quantised import CacheNumbers, install
 from ctx_export.validate.rope_parameters import Scaling, Trained, rope_parameters
 from ctx_export.validate.synthetic import Cache
@@ -87,6 +95,8 @@ class TorchReference:
         else:
             self._model = load_model(checkpoint, config, weights, compute)
         self._owner = rotary_owner(self._model)
+        self._layers = decoder_layers(self._model)[1]
+        self._kv_heads = stated_kv_heads(checkpoint)
         own = own_rotary(type(self._owner.rotary_emb), config, rope)
         self._rotary = {
             Rotary.UNMODIFIED: own,
@@ -116,11 +126,11 @@ class TorchReference:
     def hold(self, numbers: Sequence[CacheNumbers] | None) -> None:
         """Read keys and values back as caches of these `numbers` per layer keep them, from now on;
         None: as they are."""
-        install(self._model, self._owner.layers, numbers)
+        install(self._model, self._layers, numbers)
 
     def watch(self, layer_done: Callable[[], None]) -> None:
         """Call `layer_done` after each of the model's `layers` in every forward."""
-        for layer in self._owner.layers:
+        for layer in self._layers:
             layer.register_forward_hook(lambda *_: layer_done())
 
     def logits(
@@ -155,11 +165,11 @@ class TorchReference:
 
         past: Any = DynamicCache()
         self._forward(token_ids, 0, None, [0], Rotary.EXACT, past)
-        pairs = [(layer.keys, layer.values) for layer in past.layers]
-        return Cache(
-            keys=tuple(key.float().numpy() for key, _ in pairs),
-            values=tuple(value.float().numpy() for _, value in pairs),
-        )
+        parts: list[list[Floats]] = [[], []]
+        for layer in past.layers:
+            for part, held in zip(parts, (layer.keys, layer.values), strict=True):
+                part.append(per_head(held, self._kv_heads).float().numpy())
+        return Cache(keys=tuple(parts[0]), values=tuple(parts[1]))
 
     def _forward(
         self,
@@ -199,9 +209,12 @@ class TorchReference:
                 f"the cache has {len(cache.keys)} layers, the reference {self.layers}: give the "
                 "checkpoint that the package was made from"
             )
-        past = DynamicCache()
+        past, groups = DynamicCache(), cached_groups(self._model.config, self._kv_heads)
         for layer, (key, value) in enumerate(zip(cache.keys, cache.values, strict=True)):
-            keys, values = (torch.from_numpy(array).to(self._dtype) for array in (key, value))
+            keys, values = (
+                torch.from_numpy(np.repeat(array, groups, axis=1)).to(self._dtype)
+                for array in (key, value)
+            )
             past.update(keys, values, layer)
         return past
 
@@ -272,6 +285,8 @@ def load_config(checkpoint: Path) -> Any:
                 f"reference {checkpoint} cannot be read by transformers: {_first_line(error)}; "
                 "give the checkpoint directory that the package was made from"
             ) from None
+    if has_rows(config):
+        state_rope(config)
     if not hasattr(config, "rope_parameters"):
         raise UserError(
             f"transformers' {type(config).__name__} takes no rotary settings: a model of this "
@@ -321,6 +336,8 @@ def without_scaling(config: Any) -> Any:
 def rotary_owner(model: Any) -> Any:
     """The module whose `rotary_emb` gives every layer its cos and sin."""
     owners = [m for m in model.modules() if _is_rotary(getattr(m, "rotary_emb", None))]
+    if not owners and has_rows(getattr(model, "config", None)):
+        return rotary_of_rows(model, decoder_layers(model)[1])
     if len(owners) != 1:
         raise UserError(
             f"{type(model).__name__} has {len(owners)} rotary modules: only models with one for "
@@ -392,7 +409,14 @@ def _layout(own: Any) -> Callable[[Any], Any]:
     import torch
 
     position = torch.ones(1, 1, dtype=torch.int64)
-    given = torch.cat(own(torch.zeros(1), position))
+    try:
+        given = torch.cat(own(torch.zeros(1), position))
+    except KeyError as error:
+        kind = own.config.rope_parameters["rope_type"]
+        raise UserError(
+            f"transformers' {type(own).__name__} needs {error} for rope_parameters of type "
+            f"{kind}: a model of this kind cannot be validated with this method in this version"
+        ) from None
     angle = own.inv_freq[None, None].double()
     for spread in (
         lambda a: torch.cat((a, a), dim=-1),

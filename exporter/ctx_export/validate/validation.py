@@ -213,13 +213,13 @@ def _peers(rules: dict[str, Rule], engine: _Engine | None) -> tuple[str, ...]:
 def _settings(
     manifest: Manifest, checkpoint: Any, peers: tuple[str, ...], *, by_layer: bool
 ) -> ReferenceSettings | PairwiseSettings:
-    from ctx_export.validate.torch_reference import hugging_face_rope, load_config
+    from ctx_export.validate.torch_reference import has_kinds, hugging_face_rope, load_config
 
-    if needs_pairs(manifest):
+    config = load_config(checkpoint.directory)
+    if needs_pairs(manifest) or has_kinds(config):
         settings = PairwiseSettings.of(manifest, checkpoint, peers=peers, by_layer=by_layer)
         settings.check()
         return settings
-    config = load_config(checkpoint.directory)
     rope = hugging_face_rope(Scaling.of(manifest), config, _inv_freq(manifest))
     return ReferenceSettings(
         checkpoint=checkpoint.directory,

@@ -336,7 +336,7 @@ def test_every_type_is_a_method():
 LINEAR = {"rope_type": "linear", "factor": 8.0}
 PER_LAYER = {
     "full_attention": RopeSettings(method="linear", theta=1e6, parameters={"factor": 8.0}),
-    "sliding_attention": RopeSettings(method="none", theta=1e4),
+    "sliding_attention": RopeSettings(method="none", theta=1e4, kept=True),
 }
 
 
@@ -357,6 +357,21 @@ def test_settings_per_kind_of_layer_are_read_in_both_spellings(config):
     """Gemma 3's, as transformers 4 and 5 write them."""
     assert read_layer_rope_settings(config) == PER_LAYER
     assert read_rope_settings(config) == PER_LAYER["full_attention"]
+
+
+def test_olmo3s_scaling_is_of_layers_that_see_every_token():
+    """As transformers' Olmo3Config reads a config.json of version 4."""
+    from transformers import Olmo3Config
+
+    flat = {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    ours = read_layer_rope_settings({"model_type": "olmo3", **flat})
+    theirs = Olmo3Config(**flat).rope_parameters
+    assert {kind: own.theta for kind, own in ours.items()} == {
+        kind: entries["rope_theta"] for kind, entries in theirs.items()
+    }
+    assert {kind: own.method for kind, own in ours.items()} == {
+        kind: entries["rope_type"].replace("default", "none") for kind, entries in theirs.items()
+    }
 
 
 def test_one_setting_has_no_kind():
