@@ -26,8 +26,8 @@ from tests.support.peer_files import UNFAITHFUL, PeerFile, peer_files
 FLOOR = 2.0**-11  # what rounding the logits alone costs in float16
 FILES = peer_files()
 LAYERS = 2
-# This GroupQueryAttention norms queries and keys inside: a layer of the rewritten graph has what it
-# lacks, the two norms and four reshapes around them.
+# This GroupQueryAttention norms queries and keys inside: a layer of the rewritten graph has what
+# it lacks, the two norms and four reshapes around them.
 ADDED = {"qwen3/genai-fp16-cuda": 4}
 FAITHFUL = [name for name in FILES if name not in UNFAITHFUL]
 
