@@ -28,8 +28,8 @@ OPSETS = (
     Form(dynamo=True, opset=23, cached=True),
     Form(dynamo=False, opset=17, cached=True),
 )
-# Families of which no other tool's file is among the fixtures. TorchScript writes a cohere that
-# onnxruntime cannot run.
+# Families of which no other tool's file is among the fixtures. TorchScript writes a cohere and a
+# helium that onnxruntime cannot run.
 SCRIPT, DYNAMO = Form(dynamo=False, opset=17), Form(dynamo=True, opset=18)
 FAMILIES = {
     "cohere": DYNAMO,
@@ -38,6 +38,19 @@ FAMILIES = {
     "qwen2_moe": SCRIPT,
     "qwen3_moe": SCRIPT,
     "glm4": DYNAMO,
+    "falcon": DYNAMO,
+    "exaone4": SCRIPT,
+    "olmo3": DYNAMO,
+    "apertus": DYNAMO,
+    "glm4_moe": SCRIPT,
+    "granite": DYNAMO,
+    "helium": DYNAMO,
+    "minimax_m2": SCRIPT,
+    "nemotron": DYNAMO,
+    "olmo": SCRIPT,
+    "persimmon": DYNAMO,
+    "stablelm": SCRIPT,
+    "starcoder2": DYNAMO,
 }
 
 
