@@ -83,7 +83,7 @@ def write(family: str, path: Path) -> Path:
         ("gpt2", "no layer rotates its keys"),  # a learned row per position
         ("opt", "no layer rotates its keys"),
         ("mpt", "its mask adds numbers that differ between tokens, such as ALiBi's"),
-        ("bloom", "no attention|ALiBi"),  # batch and heads are one dimension
+        ("bloom", "no attention on .* batch and heads in one dimension, as those with ALiBi"),
         ("t5", "decoder_input_ids.*encoder-decoder"),
     ],
 )

@@ -59,7 +59,12 @@ def file_spec(
     otherwise than its config says."""
     sites = find_sites(graph)
     if not sites:
-        raise UserError(f"{beside.path} has no attention: it is no decoder that can be exported")
+        raise UserError(
+            f"{beside.path} has no attention on [batch, head, token, dim], which an Attention "
+            "operator or a Softmax between two products of computed values would be: it is no "
+            "decoder, or one that keeps batch and heads in one dimension, as those with ALiBi "
+            "(bloom) do; export a model with rotary positions"
+        )
     precision = _precision(beside.path, sites)
     if beside.config is None:
         spec = _spec_of_graph(graph, sites, beside, original_context)
