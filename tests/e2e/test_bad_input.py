@@ -166,7 +166,7 @@ def test_a_decoder_without_rotary_positions_is_refused(tmp_path):
         ("hunyuan_v1_dense", {"head_dim": 16}, ["layer 0", "rotating", "after norms"]),
         ("diffllama", {"head_dim": 16}, ["layer 0", "(heads, dim)", "one head dimension"]),
         ("doge", {"head_dim": 16}, ["layer 0", "differs by", "softmax"]),
-        ("bert", {"num_key_value_heads": None}, ["layer 0", "see those after them"]),
+        ("bert", {"num_key_value_heads": 4}, ["layer 0", "see those after them"]),
     ],
 )
 def test_a_decoder_that_computes_something_else_is_refused(tmp_path, family, config, words):

@@ -46,8 +46,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def save(directory: Path, entries: dict[str, Any]) -> Path:
-    config = {"num_key_value_heads": None, "ffn_hidden_size": 48, **entries}
-    return save_decoder(Decoder(name="falcon", config=config), directory)
+    config = {"ffn_hidden_size": 48, **entries}
+    unsaid = ("num_key_value_heads",)
+    return save_decoder(Decoder(name="falcon", config=config, unsaid=unsaid), directory)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

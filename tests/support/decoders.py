@@ -18,7 +18,7 @@ class Decoder:
     """A family's checkpoint: its config, and the rotary settings of its kinds of layers if any."""
 
     name: str
-    apart: str
+    apart: str = ""  # for the README's table
     config: dict[str, Any] = field(default_factory=dict)
     partial: float = 1.0  # share of the head that rotates
     local: dict[str, Any] | None = None  # rotary settings of the layers with a window
