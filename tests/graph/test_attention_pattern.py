@@ -159,6 +159,21 @@ def test_an_attention_that_is_none_names_its_reason(old, new, reason):
     assert reason in str(caught.value), str(caught.value)
 
 
+def test_a_mask_that_would_fill_the_memory_is_not_run():
+    """A hostile file: 2^40 numbers, of which one is read."""
+    huge = """
+  many = ConstantOfShape(count)
+  nothing_more = ReduceMax<keepdims = 0>(many)
+  lower = Add(low, nothing_more)
+"""
+    text = PLAIN.replace("  mask =", huge + "  mask =").replace("nothing, low)", "nothing, lower)")
+    text = text.replace("int64[1] axis", "int64[1] count = {1099511627776}, int64[1] axis")
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    optimizer.optimize_ir(model, should_fold=lambda node: False)
+    with pytest.raises(UserError, match=r"makes 1.1e[+]12 numbers at once"):
+        find_sites(model.graph)
+
+
 def test_a_learned_sink_that_is_no_logit_per_head_is_refused():
     with pytest.raises(UserError, match="no learned logit per head"):
         site_of(GRAPH.replace("Expand(shaped, column)", "Expand(scaled, column)"))

@@ -5,6 +5,7 @@ What a part of a graph computes is read off its results, whatever operators it i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ctx_export.patterns.graph_view import GraphView, carries_states, inputs_of
+from ctx_export.patterns.result_size import SIZED_BY_NUMBERS, result_elements
 
 if TYPE_CHECKING:
     import onnx
@@ -22,6 +24,7 @@ Feeds = Mapping[ir.Value, NDArray[Any]]
 _SHORT = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _LARGEST = 1 << 28  # bytes of a constant that a probe may read
 _MOST_NODES = 4096
+_MOST_ELEMENTS = 1 << 26  # of a result whose size the graph's own numbers choose
 
 
 class ProbeError(Exception):
@@ -102,6 +105,7 @@ class _Cut:
                 missing = [v for v in inputs_of(node) if v is not None and v not in self._known]
                 pending.extend(missing)
                 if not missing:
+                    _check_size(node)
                     self._nodes[node] = None
                     self._known.update(node.outputs)
                     pending.pop()
@@ -171,6 +175,17 @@ class _Cut:
             opset_imports=[
                 onnx.helper.make_opsetid(domain, versions.get(domain, 1)) for domain in opsets
             ],
+        )
+
+
+def _check_size(node: ir.Node) -> None:
+    """Raise ProbeError for a node that would fill the memory by numbers of its own."""
+    if node.op_type not in SIZED_BY_NUMBERS:
+        return
+    elements = result_elements(node)
+    if math.isfinite(elements) and elements > _MOST_ELEMENTS:
+        raise ProbeError(
+            f"{node.op_type} ({node.outputs[0].name}) makes {elements:.3g} numbers at once"
         )
 
 
