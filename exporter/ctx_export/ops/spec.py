@@ -90,7 +90,92 @@ SINK_WINDOW_ATTENTION = OperatorSpec(
     },
 )
 
+# What the operators below share. q and k are given unrotated and cached unrotated; they rotate q
+# and the keys that they read at the positions of their own rule. The first seven inputs and the
+# outputs are SinkWindowAttention's.
+_FAR_INPUTS = ("q", "k", "v", "past_key", "past_value", "seen", "new")
+# inv_freq [1|B,F] and multiplier [1|B] float32, absent with rotary_dim 0; head_sink [Hq] float32
+_FAR_OPTIONAL = ("inv_freq", "multiplier", "head_sink")
+_FAR_OUTPUTS = ("y", "present_key", "present_value")
+_FAR_ATTRIBUTES: dict[str, type] = {
+    "scale": float,
+    "softcap": float,
+    "alias": int,
+    "rotary_dim": int,
+    "interleaved": int,
+    "layout": int,
+    "optional_inputs": str,
+}
+
+SELF_EXTEND_ATTENTION = OperatorSpec(
+    name="SelfExtendAttention",  # token t in slot t
+    inputs=_FAR_INPUTS,
+    optional=_FAR_OPTIONAL,
+    outputs=_FAR_OUTPUTS,
+    attributes={
+        "group": int,  # tokens that share a position, neighbor apart; it divides neighbor
+        "neighbor": int,  # distances below it are met at the tokens' own positions
+        **_FAR_ATTRIBUTES,
+    },
+)
+
+DUAL_CHUNK_ATTENTION = OperatorSpec(
+    name="DualChunkAttention",  # token t in slot t
+    inputs=_FAR_INPUTS,
+    optional=_FAR_OPTIONAL,
+    outputs=_FAR_OUTPUTS,
+    attributes={
+        "chunk": int,  # tokens whose positions count up; key t is at t mod chunk
+        "reach": int,  # positions stay below it, reach ≥ chunk
+        **_FAR_ATTRIBUTES,
+    },
+)
+
+MEMORY_ATTENTION = OperatorSpec(
+    # Slots: sinks, then memory_slots means of evicted blocks (block m in slot
+    # sinks + m mod memory_slots), then a ring of the tokens after the sinks.
+    name="MemoryAttention",
+    inputs=_FAR_INPUTS,
+    optional=_FAR_OPTIONAL,
+    outputs=_FAR_OUTPUTS,
+    attributes={
+        "sinks": int,  # first tokens, seen by all
+        "window": int,  # newest tokens that stay tokens, the query included, ≥ 1
+        "memory": int,  # newest evicted blocks that a query sees, ≥ 1
+        "block": int,  # tokens whose keys and values are averaged, ≥ 1
+        "memory_slots": int,  # ≥ memory + ⌈(rows of a call) / block⌉
+        **_FAR_ATTRIBUTES,
+    },
+)
+
+LANDMARK_ATTENTION = OperatorSpec(
+    # Slots: the sinks, then per block its tokens and, with landmark 0, the mean of its keys;
+    # token t ≥ sinks, the o-th of block m, is in slot sinks + m·(block + 1) + o, the mean in
+    # sinks + m·(block + 1) + block (its value is 0). With landmark 1 token t is in slot t.
+    name="LandmarkAttention",
+    inputs=_FAR_INPUTS,
+    optional=_FAR_OPTIONAL,
+    outputs=_FAR_OUTPUTS,
+    attributes={
+        "sinks": int,  # first tokens, seen by all
+        "window": int,  # newest tokens whose blocks are no candidates, ≥ 1
+        "block": int,  # tokens that are chosen together; ≥ 2 with landmark 1
+        "topk": int,  # blocks chosen per query, ≥ 1
+        "shared": int,  # 1: one choice per KV head, by the sum of its query heads' scores
+        "landmark": int,  # 1: a block's last token represents it, with the grouped softmax
+        **_FAR_ATTRIBUTES,
+    },
+)
+
 OPERATORS: dict[str, OperatorSpec] = {
     spec.name: spec
-    for spec in (SCALED_ROTARY_EMBEDDING, ROTARY_FREQUENCIES, SINK_WINDOW_ATTENTION)
+    for spec in (
+        SCALED_ROTARY_EMBEDDING,
+        ROTARY_FREQUENCIES,
+        SINK_WINDOW_ATTENTION,
+        SELF_EXTEND_ATTENTION,
+        DUAL_CHUNK_ATTENTION,
+        MEMORY_ATTENTION,
+        LANDMARK_ATTENTION,
+    )
 }

@@ -1,0 +1,60 @@
+"""Parameters of the attention rules that reach behind a window, and where their tokens lie.
+
+FORMULAS section 3 defines the rules. A slot is an index into a layer's cache [B,Hkv,C,D].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfExtend:
+    """self-extend: distances below `neighbor` as they are, others in groups of `group` tokens."""
+
+    group: int
+    neighbor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DualChunk:
+    """dual-chunk: positions count up within chunks of `chunk` tokens and stay below `reach`."""
+
+    chunk: int
+    reach: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """memory: the newest `memory` of the evicted blocks of `block` tokens, averaged."""
+
+    memory: int
+    block: int
+    memory_slots: int
+
+    def capacity(self, sinks: int, window: int, max_chunk: int) -> int:
+        """Slots of a sequence's cache for calls of up to `max_chunk` tokens."""
+        return sinks + self.memory_slots + window + self.block - 1 + max_chunk - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landmark:
+    """landmark: per query the `topk` best of the blocks of `block` tokens behind the window.
+
+    `token` is the id that the session inserts as every block's last token, for checkpoints that
+    were trained with landmark tokens; None: the mean of a block's keys represents it.
+    """
+
+    block: int
+    topk: int
+    shared: bool
+    token: int | None
+
+    def slots(self, sinks: int, tokens: int) -> int:
+        """Slots that the first `tokens` tokens of a sequence may use, whole blocks at a time."""
+        if self.token is not None or tokens <= sinks:
+            return tokens
+        return sinks + -(-(tokens - sinks) // self.block) * (self.block + 1)
+
+
+Rule = SelfExtend | DualChunk | Memory | Landmark
