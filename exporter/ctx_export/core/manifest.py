@@ -10,6 +10,7 @@ from typing import Any
 
 from ctx_export.core.cache_type import LayerScales, cache_type
 from ctx_export.core.errors import UserError
+from ctx_export.core.rules import Rule, rule_of_json
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -50,7 +51,8 @@ class CacheInfo:
     """Layout of one layer's cache. `capacity` is the baked number of slots per sequence.
 
     Token t lies in slot t of a full cache; in a bounded one in slot t below `sinks` and in slot
-    sinks + (t − sinks) mod (capacity − sinks) from there on.
+    sinks + (t − sinks) mod (capacity − sinks) from there on. The rules of `core.rules` that put
+    more than tokens there have layouts of their own.
     """
 
     policy: str  # FULL or BOUNDED
@@ -60,6 +62,13 @@ class CacheInfo:
     keys: str  # rotated, unrotated
     rule: str = CAUSAL  # or the cache policy's name
     sink_position: int | None = None  # largest position at which queries meet the sinks
+    parameters: Rule | None = None  # of a rule of `core.rules`
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> CacheInfo:
+        """Raises TypeError for a layer that is none."""
+        parameters = rule_of_json(raw.get("rule", CAUSAL), raw.get("parameters"))
+        return cls(**{**raw, "parameters": parameters})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +176,7 @@ class Manifest:
         known = {f.name for f in fields(cls)}
         try:
             values = {name: value for name, value in raw.items() if name in known}
-            values["layers"] = tuple(CacheInfo(**layer) for layer in raw["layers"])
+            values["layers"] = tuple(CacheInfo.from_json(layer) for layer in raw["layers"])
             values["io"] = tuple(
                 TensorInfo(**{**entry, "shape": tuple(entry["shape"])}) for entry in raw["io"]
             )

@@ -5,7 +5,9 @@ FORMULAS section 3 defines the rules. A slot is an index into a layer's cache [B
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,3 +60,22 @@ class Landmark:
 
 
 Rule = SelfExtend | DualChunk | Memory | Landmark
+
+RULES: dict[str, type[Rule]] = {
+    "self-extend": SelfExtend,
+    "dual-chunk": DualChunk,
+    "memory": Memory,
+    "landmark": Landmark,
+}
+
+
+def rule_of_json(name: str, values: Mapping[str, Any] | None) -> Rule | None:
+    """The parameters of the rule called `name` from their JSON values; None for other rules.
+
+    Raises TypeError where the values are not those of that rule.
+    """
+    if name not in RULES:
+        if values is not None:
+            raise TypeError(f"rule {name} has no parameters")
+        return None
+    return RULES[name](**(values or {}))

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ctx_export.core.manifest import BOUNDED, FULL, CacheInfo
+from ctx_export.core.manifest import BOUNDED, CacheInfo
 from ctx_export.runtime.backend import Ints
 from ctx_export.runtime.errors import ContextLimitError, SessionStateError
+from ctx_export.runtime.slots import ring_size, shortest_length, slots_in_use
 
 _FIRST_CAPACITY = 256  # slots
 _GROWTH = 1.25  # copies stay a small part of what attention reads, waste at most a quarter
@@ -22,14 +23,15 @@ class Sequences:
     is the most that its slots have held since they were last filled with zeros.
     """
 
-    def __init__(self, batch: int, caches: Iterable[CacheInfo]) -> None:
+    def __init__(
+        self, batch: int, caches: Iterable[CacheInfo], max_context: int | None = None
+    ) -> None:
         self.seen: Ints = np.zeros(batch, np.int64)
         self._peak: Ints = np.zeros(batch, np.int64)
         self._used: Ints = np.zeros(batch, np.int64)
-        kinds = set(caches)
-        self._slots = max(cache.capacity for cache in kinds)  # of the largest cache
-        self._maximum = min((c.capacity for c in kinds if c.policy == FULL), default=None)
-        self._rings = [cache for cache in kinds if cache.policy == BOUNDED]
+        self._kinds = set(caches)
+        self._maximum = max_context
+        self._rings = [cache for cache in self._kinds if cache.policy == BOUNDED]
         self._lost: set[int] = set()
 
     def check_feed(self, lengths: Ints) -> None:
@@ -70,7 +72,9 @@ class Sequences:
 
     def shortest(self, row: int) -> int:
         """The shortest length that `truncate` can take a sequence back to, besides 0."""
-        return max((_shortest(int(self._peak[row]), ring) for ring in self._rings), default=0)
+        return max(
+            (shortest_length(int(self._peak[row]), ring) for ring in self._rings), default=0
+        )
 
     def truncate(self, row: int, length: int) -> None:
         """Sequence `row` keeps its first `length` tokens."""
@@ -92,16 +96,16 @@ class Sequences:
 
     def slots(self, row: int) -> int:
         """Leading slots that may hold the tokens of sequence `row`."""
-        return min(int(self._peak[row]), self._slots)
+        return self.most_slots(int(self._peak[row]))
 
     def most_slots(self, tokens: int) -> int:
         """Slots in use in the largest cache of a sequence of `tokens` tokens: a ring's stay as
         they are, however long the sequence."""
-        return min(tokens, self._slots)
+        return max(slots_in_use(tokens, cache) for cache in self._kinds)
 
     def used_slots(self, row: int) -> int:
         """Leading slots of sequence `row` that may hold anything but zeros."""
-        return min(int(self._used[row]), self._slots)
+        return self.most_slots(int(self._used[row]))
 
     def reset(self, row: int) -> None:
         """The slots of sequence `row` hold zeros."""
@@ -119,7 +123,7 @@ class Sequences:
         tokens are there: a ring may lack older ones that its spare slots had room for."""
         self.seen[:] = self._peak[:] = length
         if given < length:
-            rings = (ring.capacity - given for ring in self._rings)
+            rings = (ring.sinks + ring_size(ring) - given for ring in self._rings)
             self._peak += max((0, *rings))
         self._lost.clear()
 
@@ -140,14 +144,6 @@ class Sequences:
         )
 
 
-def _shortest(peak: int, cache: CacheInfo) -> int:
-    """The shortest length besides 0 that a ring, once it has had `peak` tokens, still serves."""
-    ring = cache.capacity - cache.sinks
-    overwritten = peak - 1 - ring  # newest token whose slot was taken
-    # The next token, at position n, sees the tokens after n - window.
-    return 0 if overwritten < cache.sinks else overwritten + cache.window
-
-
 def grown_capacity(current: int, needed: int, maximum: int) -> int:
     """Slots a growing cache gets when `needed` do not fit into `current`: a quarter more than
     before, in steps of 256, never more than `maximum`."""
@@ -155,12 +151,3 @@ def grown_capacity(current: int, needed: int, maximum: int) -> int:
         return current
     wanted = max(needed, int(current * _GROWTH), _FIRST_CAPACITY)
     return min(maximum, -(-wanted // _FIRST_CAPACITY) * _FIRST_CAPACITY)
-
-
-def cache_slots(tokens: Ints, cache: CacheInfo) -> Ints:
-    """Slot of every token position in `tokens` (FORMULAS section 3)."""
-    if cache.policy != BOUNDED:
-        return tokens
-    ring = cache.capacity - cache.sinks
-    wrapped = cache.sinks + (tokens - cache.sinks) % ring
-    return np.where(tokens < cache.sinks, tokens, wrapped)

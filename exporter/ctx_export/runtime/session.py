@@ -19,7 +19,8 @@ from ctx_export.runtime.chunks import Chunk, chunks
 from ctx_export.runtime.contract import Contract
 from ctx_export.runtime.errors import SessionStateError
 from ctx_export.runtime.opening import BACKENDS, BackendOptions, make_backend
-from ctx_export.runtime.sequences import Sequences, cache_slots, grown_capacity
+from ctx_export.runtime.sequences import Sequences, grown_capacity
+from ctx_export.runtime.slots import cache_slots, ring_size
 from ctx_export.runtime.tokens import feed_lengths, rope_lengths, token_array
 
 Logits = Literal["all", "last"]
@@ -82,7 +83,9 @@ class Session:
         self.batch = batch
         self._chunk = chunk or contract.max_chunk
         self._backend: Backend | None = backend
-        self._sequences = Sequences(batch, (layer.cache for layer in contract.layers))
+        self._sequences = Sequences(
+            batch, (layer.cache for layer in contract.layers), contract.max_context
+        )
         self._grows = any(layer.slots is None for layer in contract.layers)
         self._capacity = 0
         self._lock = threading.Lock()
@@ -279,7 +282,9 @@ class Session:
         return np.where(np.arange(chunk.width) < chunk.new[:, None], part, 0)
 
     def _grow_to(self, needed: int) -> None:
+        """Room for sequences of `needed` tokens."""
         backend, maximum = self._backend, self.contract.cache.capacity
+        needed = self._sequences.most_slots(needed)
         capacity = grown_capacity(self._capacity, needed, maximum) if self._grows else maximum
         if backend is not None and capacity != self._capacity:
             backend.grow(capacity)
@@ -314,8 +319,9 @@ class Session:
                 f"layer {layer}: {given} tokens given for a length of {length}: give {least}"
                 + (f" to {length}" if least < length else "")
             )
-        if not bounded and length > cache.capacity:
-            raise UserError(f"length {length} is beyond the maximum context of {cache.capacity}")
+        maximum = self.contract.max_context
+        if maximum is not None and length > maximum:
+            raise UserError(f"length {length} is beyond the maximum context of {maximum}")
 
 
 def _placed(given: int, length: int, cache: CacheInfo) -> tuple[Ints, Ints]:
@@ -323,7 +329,7 @@ def _placed(given: int, length: int, cache: CacheInfo) -> tuple[Ints, Ints]:
     rows = np.arange(given, dtype=np.int64)
     tokens = np.where(rows < cache.sinks, rows, rows + length - given)
     if cache.policy == BOUNDED:
-        kept = (tokens < cache.sinks) | (tokens >= length - (cache.capacity - cache.sinks))
+        kept = (tokens < cache.sinks) | (tokens >= length - ring_size(cache))
         rows, tokens = rows[kept], tokens[kept]
     return rows, cache_slots(tokens, cache)
 

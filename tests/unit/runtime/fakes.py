@@ -70,7 +70,7 @@ def manifest(
         "method": "none",
         "scaling": {},
         "factor": 1.0,
-        "max_context": cache.capacity,
+        "max_context": cache.capacity if cache.policy == "full" else None,
         "max_batch": max_batch,
         "max_chunk": max_chunk,
         "layers": (cache,) * layers,

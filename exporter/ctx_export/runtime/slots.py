@@ -1,0 +1,61 @@
+"""Where the tokens of a sequence lie in a layer's cache (FORMULAS section 3)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ctx_export.core.manifest import BOUNDED, CacheInfo
+from ctx_export.core.rules import Landmark, Memory
+from ctx_export.runtime.backend import Ints
+
+
+def cache_slots(tokens: Ints, cache: CacheInfo) -> Ints:
+    """Slot of every token position in `tokens`."""
+    rule, sinks = cache.parameters, cache.sinks
+    after = tokens - sinks
+    if isinstance(rule, Landmark) and rule.token is None:
+        later = sinks + after + after // rule.block
+    elif cache.policy == BOUNDED:
+        fixed = _fixed(cache)
+        later = fixed + after % (cache.capacity - fixed)
+    else:
+        return tokens
+    return np.where(tokens < sinks, tokens, later)
+
+
+def ring_size(cache: CacheInfo) -> int:
+    """Tokens after the sinks that a bounded cache holds."""
+    return cache.capacity - _fixed(cache)
+
+
+def slots_in_use(tokens: int, cache: CacheInfo) -> int:
+    """Leading slots that a sequence of `tokens` tokens may have written."""
+    rule = cache.parameters
+    if isinstance(rule, Landmark):
+        tokens = rule.slots(cache.sinks, tokens)
+    elif isinstance(rule, Memory) and tokens > cache.sinks:
+        tokens += rule.memory_slots
+    return min(tokens, cache.capacity)
+
+
+def shortest_length(peak: int, cache: CacheInfo) -> int:
+    """The shortest length besides 0 that a bounded cache, once it has had `peak` tokens, still
+    serves: it has all that the next token sees and what its blocks are averaged from."""
+    overwritten = peak - 1 - ring_size(cache)  # newest token whose slot was taken
+    if overwritten < cache.sinks:
+        return 0
+    rule = cache.parameters
+    if not isinstance(rule, Memory):
+        # The next token, at position n, sees the tokens after n - window.
+        return overwritten + cache.window
+    behind = cache.sinks + cache.window
+    # Of n tokens, max(0, n - behind) // block blocks are averages; the others are tokens still.
+    by_ring = -(-(overwritten + 1 - cache.sinks) // rule.block)
+    by_memory = max(0, peak - behind) // rule.block - (rule.memory_slots - rule.memory)
+    return max(behind + by_ring * rule.block, behind - 1 + by_memory * rule.block)
+
+
+def _fixed(cache: CacheInfo) -> int:
+    """Slots before the ring of a bounded cache."""
+    rule = cache.parameters
+    return cache.sinks + (rule.memory_slots if isinstance(rule, Memory) else 0)
