@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from ctx_export.cache import policies
-from ctx_export.cache.base import Policy
+from ctx_export.cache.base import Policy, WindowPolicy
 from ctx_export.scaling import methods
 from ctx_export.scaling.base import Method
 
@@ -28,9 +28,14 @@ def table() -> str:
     lines = ["| `--method` | what it does | parameters | source |", "|---|---|---|---|"]
     lines += [_row(method, _keys(method)) for method in methods().values()]
     for policy in policies().values():
-        options = ["--window"] if policy.default_sinks == 0 else ["--sinks", "--window"]
-        lines.append(_row(policy, options))
+        lines.append(_row(policy, _options(policy)))
     return "\n".join(lines) + "\n"
+
+
+def _options(policy: Policy) -> list[str]:
+    without_sinks = isinstance(policy, WindowPolicy) and policy.default_sinks == 0
+    names = [name for name in policy.options if not (without_sinks and name == "sinks")]
+    return [f"--{name.replace('_', '-')}" for name in names]
 
 
 def _keys(method: Method) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctx_export.cache.base import Bounds, Policy
+from ctx_export.cache.base import Bounds, WindowPolicy
 
 
 def sink_position(bounds: Bounds) -> int:
@@ -20,7 +20,7 @@ def refusal(bounds: Bounds) -> str | None:
     )
 
 
-POLICY = Policy(
+POLICY = WindowPolicy(
     name="lm-infinite",
     summary="the first tokens and a window, distances capped at the trained context",
     source="LM-Infinite, arXiv 2308.16137",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctx_export.cache.base import Bounds, Policy
+from ctx_export.cache.base import Bounds, WindowPolicy
 
 
 def refusal(bounds: Bounds) -> str | None:
@@ -15,7 +15,7 @@ def refusal(bounds: Bounds) -> str | None:
     )
 
 
-POLICY = Policy(
+POLICY = WindowPolicy(
     name="sliding-window",
     summary="the newest tokens alone, any length in fixed memory",
     source="Longformer, arXiv 2004.05150; Mistral 7B, arXiv 2310.06825",

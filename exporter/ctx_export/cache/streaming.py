@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctx_export.cache.base import Bounds, Policy
+from ctx_export.cache.base import Bounds, WindowPolicy
 
 
 def sink_position(bounds: Bounds) -> int:
@@ -10,7 +10,7 @@ def sink_position(bounds: Bounds) -> int:
     return bounds.sinks + bounds.window - 1
 
 
-POLICY = Policy(
+POLICY = WindowPolicy(
     name="streaming",
     aliases=("streaming-llm",),
     summary="the first tokens and a window, positions by cache slot, any length in fixed memory",

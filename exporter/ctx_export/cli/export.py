@@ -58,8 +58,58 @@ def scaling_options(function: Decorated) -> Decorated:
             help="Tokens a token sees back, itself included, in a cache of fixed size; 0: all. "
             "[default: the policy's, else all]",
         ),
+        *_policy_options(),
     )
     return _apply(options, function)
+
+
+def _policy_options() -> tuple[Callable[[Any], Any], ...]:
+    """A cache policy beside a scaling method, and what belongs to one policy each."""
+    sizes = {
+        "--memory-tokens": "memory: averages of evicted blocks that a token sees. "
+        "[default: a sixteenth of the positions]",
+        "--memory-block": "memory: tokens that are averaged. [default: 16]",
+        "--landmark-block": "landmark: tokens that are chosen together. [default: 64; 16 below 2k "
+        "positions]",
+        "--landmark-topk": "landmark: blocks that a token chooses. [default: a quarter of the "
+        "positions]",
+        "--group": "self-extend: far tokens that share a position. [default: what the target "
+        "needs]",
+        "--neighbor": "self-extend: distances below it are met as they are. [default: a quarter "
+        "of the positions]",
+        "--chunk": "dual-chunk: tokens whose positions count up. [default: three quarters of the "
+        "positions]",
+    }
+    made = {name: click.option(name, type=Size(), help=text) for name, text in sizes.items()}
+    return (
+        click.option(
+            "--cache",
+            metavar="NAME",
+            help=f"Cache policy beside a scaling method: {', '.join(cache_policies.names())}. "
+            "[default: what its options ask for]",
+        ),
+        made["--memory-tokens"],
+        made["--memory-block"],
+        made["--landmark-block"],
+        made["--landmark-topk"],
+        click.option(
+            "--landmark-token",
+            type=click.IntRange(min=0),
+            metavar="ID",
+            help="landmark: id of the token that ends a block, for a checkpoint trained with "
+            "landmark tokens; sessions insert it. [default: the mean of a block's keys stands "
+            "for it]",
+        ),
+        click.option(
+            "--landmark-shared/--landmark-per-head",
+            default=None,
+            help="landmark: whether the query heads of a KV head choose together. "
+            "[default: per head]",
+        ),
+        made["--group"],
+        made["--neighbor"],
+        made["--chunk"],
+    )
 
 
 def package_options(function: Decorated) -> Decorated:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ctx_export.cli.inspect_rows import Row, files_row, format_bytes, model_row, short
+from ctx_export.core.rules import rule_of_json
 from ctx_export.core.sizes import format_size
 
 
@@ -48,9 +49,11 @@ def _scaling(scaling: Mapping[str, Any]) -> str:
 
 
 def _cache(cache: Mapping[str, Any]) -> str:
+    rule = rule_of_json(cache["rule"], cache.get("parameters"))
+    own = f", {rule.describe()}" if rule is not None else ""
     return (
         f"{cache['policy']} ({cache['rule']}), {cache['capacity']} slots, sinks "
-        f"{cache['sinks']}, window {cache['window']}, keys {cache['keys']}"
+        f"{cache['sinks']}, window {cache['window']}, keys {cache['keys']}{own}"
     )
 
 

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ctx_export.core.cache_plan import CacheLimits, cache_request, layer_caches
+from ctx_export.cache.base import ReachPolicy
+from ctx_export.core.cache_plan import (
+    CacheLimits,
+    CacheRequest,
+    cache_request,
+    decide_reach,
+    known_positions,
+    layer_caches,
+)
 from ctx_export.core.cache_type import CACHE_TYPES, ELEMENT_BYTES, CacheType, LayerScales
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import BOUNDED, FULL, CacheInfo, TensorInfo
@@ -150,29 +158,31 @@ def make_plan(spec: ModelSpec, recipe: Recipe) -> Plan:
     shape = spec.rotary_shape(recipe.original_context)
     request = cache_request(spec, recipe)
     target = recipe.target or request.span or spec.max_position_embeddings
-    if recipe.target is not None or request.policy is None:
+    if recipe.target is not None or not request.bounded:
         _check_target(target, shape.original_context)
     method = find(recipe.method or spec.rope.method)
-    reach = max(target, shape.original_context)
-    if request.policy is not None and method.length_table is not None:
-        reach = max(reach, shape.original_context + 1)  # lengths are absolute and have no limit
-    resolved = _resolve_scaling(spec, recipe, method, reach)
-    if request.policy is not None and not method.bounded_cache:
-        raise UserError(
-            f"method {method.name} changes its frequencies with the length, which has no limit "
-            f"over a bounded cache: leave --sinks and --window out, or choose another method"
-        )
-    if recipe.max_chunk is not None and request.policy is None and recipe.max_chunk > target:
+    span = max(target, shape.original_context)  # positions that the table is made for
+    if isinstance(request.policy, ReachPolicy) and not request.bounded:
+        span = known_positions(spec, recipe, method)
+    if request.bounded and method.length_table is not None:
+        span = max(span, shape.original_context + 1)  # lengths are absolute and have no limit
+    resolved = _resolve_scaling(spec, recipe, method, span)
+    _check_lengths(request, resolved)
+    if recipe.max_chunk is not None and not request.bounded and recipe.max_chunk > target:
         raise UserError(
             f"max_chunk is {recipe.max_chunk}, more than the target of {target} tokens: give "
             f"--max-chunk {target} or less"
         )
     max_chunk = recipe.max_chunk or min(DEFAULT_CHUNK, target)
+    reach = None
+    if isinstance(request.policy, ReachPolicy):
+        reach = decide_reach(request.policy, recipe, span=span, target=target, max_chunk=max_chunk)
+    _check_landmark(spec, recipe)
     keys = "rotated" if resolved.length_table is None else "unrotated"
     limits = CacheLimits(
         target=target, max_chunk=max_chunk, keys=keys, may_bound=method.bounded_cache
     )
-    caches = layer_caches(spec, request, limits)
+    caches = layer_caches(spec, request, limits, reach)
     precision = recipe.precision or spec.precision
     kind = CACHE_TYPES.get(recipe.kv_cache_dtype)
     rope_length = resolved.length_table is not None
@@ -194,6 +204,31 @@ def make_plan(spec: ModelSpec, recipe: Recipe) -> Plan:
         caches=caches,
         io=package_io(spec, precision, caches, cache_type=kind, rope_length=rope_length),
     )
+
+
+def _check_lengths(request: CacheRequest, resolved: Resolved) -> None:
+    """Frequencies that follow the length go with caches that keep every token as it is."""
+    policy, method = request.policy, resolved.method
+    if policy is None:
+        return
+    if isinstance(policy, ReachPolicy) and resolved.length_table is not None:
+        raise UserError(
+            f"method {method.name} changes its frequencies with the length, and {policy.name} "
+            "works with one table: choose another method, such as yarn"
+        )
+    if not method.bounded_cache:
+        raise UserError(
+            f"method {method.name} changes its frequencies with the length, which has no limit "
+            f"over a bounded cache: leave --sinks and --window out, or choose another method"
+        )
+
+
+def _check_landmark(spec: ModelSpec, recipe: Recipe) -> None:
+    if recipe.landmark_token is not None and recipe.landmark_token >= spec.vocab:
+        raise UserError(
+            f"landmark_token is {recipe.landmark_token} and the vocabulary has {spec.vocab} "
+            "tokens: give the id that the checkpoint was trained with as its landmark"
+        )
 
 
 def cache_dtype(precision: str, kind: CacheType | None) -> str:
@@ -326,7 +361,10 @@ def describe_caches(caches: Sequence[CacheInfo]) -> str:
 def _cache(info: CacheInfo) -> str:
     seen = f"{info.window} tokens back" if info.window else "every token"
     sinks = f"{info.sinks} sinks and " if info.sinks else ""
-    return f"{info.policy} ({info.rule}: {sinks}{seen}), {info.capacity} slots, {info.keys} keys"
+    own = f", {info.parameters.describe()}" if info.parameters is not None else ""
+    return (
+        f"{info.policy} ({info.rule}: {sinks}{seen}{own}), {info.capacity} slots, {info.keys} keys"
+    )
 
 
 def _short(value: Any) -> str:

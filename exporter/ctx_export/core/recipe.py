@@ -36,9 +36,18 @@ class Recipe:
     target: int | None = None  # tokens; None: the checkpoint's max_position_embeddings
     factor: float | None = None
     original_context: int | None = None
-    cache: str | None = None  # cache policy; None: what sinks and window ask for
+    cache: str | None = None  # cache policy; None: what its options ask for
     sinks: int | None = None
     window: int | None = None  # 0: every token is seen
+    memory_tokens: int | None = None  # averages of evicted blocks that a token sees
+    memory_block: int | None = None  # tokens that are averaged
+    landmark_block: int | None = None  # tokens that are chosen together
+    landmark_topk: int | None = None  # blocks that a token chooses
+    landmark_token: int | None = None  # id that ends a block; None: the mean of its keys stands
+    landmark_shared: bool | None = None  # whether the heads of a KV head choose together
+    group: int | None = None  # tokens that share a position
+    neighbor: int | None = None  # distances below it are met as they are
+    chunk: int | None = None  # tokens whose positions count up
     precision: str | None = None  # fp32, fp16, bf16; None: the checkpoint's own
     kv_cache_dtype: str = AUTO  # auto (as the precision), fp8, int8
     calibration: Path | None = None  # text that a quantised cache's scales are chosen from
@@ -70,22 +79,28 @@ class Recipe:
                 f"tolerance is {self.tolerance:g}: give a share of the logit scale below 1, such "
                 "as 1e-3"
             )
-        if self.method is not None:
-            self._check_method(self.method)
+        self._check_method()
+        self._check_policy()
         if self.output is not None:
             self._check_output(self.output)
 
-    def _check_method(self, name: str) -> None:
+    def _check_method(self) -> None:
         from ctx_export import cache
         from ctx_export.scaling import find
         from ctx_export.scaling._parameters import check
 
-        policy = cache.find(name)
+        if self.method is None:
+            return
+        policy = cache.find(self.method)
         if policy is not None:
+            if self.cache is not None and cache.find(self.cache) is not policy:
+                raise UserError(
+                    f"method {policy.name} and cache {self.cache} are two cache policies: keep one"
+                )
             object.__setattr__(self, "cache", policy.name)
             object.__setattr__(self, "method", None)
             return
-        method = find(name)
+        method = find(self.method)
         if self.factor is not None and not method.uses_factor:
             raise UserError(
                 f"factor is {self.factor:g}: method {method.name} takes no factor; leave it out"
@@ -93,6 +108,36 @@ class Recipe:
         parameters = check(method.parameters, self.parameters, where="scaling")
         object.__setattr__(self, "method", method.name)
         object.__setattr__(self, "parameters", parameters)
+
+    def _check_policy(self) -> None:
+        """The policy by its own name: the one given, or the one that options belong to alone."""
+        if self.cache is None and not self._of_policies(_OWN_OPTIONS):
+            return
+        from ctx_export import cache
+        from ctx_export.scaling._parameters import closest
+
+        every = cache.policies()
+        if self.cache is not None:
+            policy = cache.find(self.cache)
+            if policy is None:
+                names = [name for entry in every.values() for name in (entry.name, *entry.aliases)]
+                near = closest(self.cache, names)
+                raise UserError(
+                    f"unknown cache {self.cache!r}{near} (choose one of {', '.join(every)})"
+                )
+        else:
+            given = self._of_policies(_OWN_OPTIONS)
+            policy = next(p for p in every.values() if given[0] in p.options)
+        object.__setattr__(self, "cache", policy.name)
+        for name in self._of_policies(("sinks", "window", *_OWN_OPTIONS)):
+            if name not in policy.options:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}: cache policy {policy.name} has no such "
+                    f"option, but {', '.join(policy.options)}; leave it out"
+                )
+
+    def _of_policies(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if getattr(self, name) is not None]
 
     def _check_reference(self) -> None:
         if self.reference is None or self.model.lower().endswith(".onnx"):
@@ -300,9 +345,29 @@ _COUNTS = {
     "original_context": 1,
     "sinks": 0,
     "window": 0,
+    "memory_tokens": 1,
+    "memory_block": 1,
+    "landmark_block": 1,
+    "landmark_topk": 1,
+    "landmark_token": 0,
+    "group": 1,
+    "neighbor": 1,
+    "chunk": 1,
     "max_batch": 1,
     "max_chunk": 1,
 }
+# Options that belong to one cache policy each.
+_OWN_OPTIONS = (
+    "memory_tokens",
+    "memory_block",
+    "landmark_block",
+    "landmark_topk",
+    "landmark_token",
+    "landmark_shared",
+    "group",
+    "neighbor",
+    "chunk",
+)
 # The keys of a recipe file outside its sections, with what turns their values into fields.
 _CONVERTERS: dict[str, Callable[[Any, str], Any]] = {
     "model": _text,
@@ -312,6 +377,16 @@ _CONVERTERS: dict[str, Callable[[Any, str], Any]] = {
     "original_context": _size,
     "sinks": _size_or_zero,
     "window": _size_or_zero,
+    "cache": _text,
+    "memory_tokens": _size,
+    "memory_block": _size,
+    "landmark_block": _size,
+    "landmark_topk": _size,
+    "landmark_token": _size_or_zero,
+    "landmark_shared": _boolean,
+    "group": _size,
+    "neighbor": _size,
+    "chunk": _size,
     "precision": _text,
     "kv_cache_dtype": _text,
     "calibration": _path,

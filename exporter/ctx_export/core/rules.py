@@ -17,6 +17,9 @@ class SelfExtend:
     group: int
     neighbor: int
 
+    def describe(self) -> str:
+        return f"in groups of {self.group} from distance {self.neighbor} on"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DualChunk:
@@ -24,6 +27,9 @@ class DualChunk:
 
     chunk: int
     reach: int
+
+    def describe(self) -> str:
+        return f"chunks of {self.chunk}, positions below {self.reach}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +39,9 @@ class Memory:
     memory: int
     block: int
     memory_slots: int
+
+    def describe(self) -> str:
+        return f"{self.memory} memory tokens of {self.block} tokens each"
 
     def capacity(self, sinks: int, window: int, max_chunk: int) -> int:
         """Slots of a sequence's cache for calls of up to `max_chunk` tokens."""
@@ -52,8 +61,20 @@ class Landmark:
     shared: bool
     token: int | None
 
+    def describe(self) -> str:
+        who = "KV head" if self.shared else "head"
+        ends = f" that token {self.token} ends" if self.token is not None else ""
+        return f"the {self.topk} best blocks of {self.block} tokens{ends} per {who}"
+
+    def fed(self, sinks: int, tokens: int) -> int:
+        """How many tokens a text of `tokens` is to the model: with landmark tokens one more after
+        every block - 1."""
+        if self.token is None:
+            return tokens
+        return tokens + max(0, tokens - sinks) // (self.block - 1)
+
     def slots(self, sinks: int, tokens: int) -> int:
-        """Slots that the first `tokens` tokens of a sequence may use, whole blocks at a time."""
+        """Slots that the model's first `tokens` tokens may use, whole blocks at a time."""
         if self.token is not None or tokens <= sinks:
             return tokens
         return sinks + -(-(tokens - sinks) // self.block) * (self.block + 1)

@@ -36,6 +36,9 @@ def describe_change(config: Mapping[str, Any], spec: ModelSpec, recipe: Recipe) 
 
 def inexpressible(plan: Plan) -> str | None:
     """Why no config.json can say what `plan` bakes in; None where one can."""
+    reaching = [cache.rule for cache in plan.caches if cache.parameters is not None]
+    if reaching:
+        return f"no key of Hugging Face's config.json means {reaching[0]}"
     bounded = [
         cache
         for cache, own in zip(plan.caches, plan.spec.windows, strict=True)

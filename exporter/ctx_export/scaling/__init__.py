@@ -15,16 +15,6 @@ from ctx_export.core.registry import Registry
 if TYPE_CHECKING:
     from ctx_export.scaling.base import Method, Resolved, RotaryShape
 
-# Methods of the design, with their aliases. Those without a module yet are "not available in this
-# version" rather than unknown; once a method's module exists its entry here no longer matters.
-PLANNED: dict[str, tuple[str, ...]] = {
-    "memory": (),
-    "landmark": (),
-    "self-extend": (),
-    "dual-chunk": (),
-}
-
-
 _REGISTRY: Registry[Method] = Registry(__name__, __path__, "METHOD")
 
 
@@ -45,15 +35,9 @@ def find(name: str) -> Method:
         if wanted in (method.name, *method.aliases):
             return method
     from ctx_export import cache
+    from ctx_export.scaling._parameters import closest
 
     choices = ", ".join((*names(), *cache.names()))
-    for planned, aliases in PLANNED.items():
-        if wanted in (planned, *aliases):
-            raise UserError(
-                f"method {planned} is not available in this version; choose one of {choices} "
-                "with --method"
-            )
-    from ctx_export.scaling._parameters import closest
 
     every = [n for m in methods().values() for n in (m.name, *m.aliases)]
     every += [n for p in cache.policies().values() for n in (p.name, *p.aliases)]

@@ -128,7 +128,7 @@ def test_dry_run_plans_and_exports_nothing(library):
     ("arguments", "line"),
     [
         (["--method", "yarm"], "unknown method 'yarm', did you mean yarn? (choose one of "),
-        (["--method", "landmark"], "method landmark is not available in this version; choose"),
+        (["--method", "landmarks"], "unknown method 'landmarks', did you mean landmark"),
         (["--target", "a lot"], "--target 'a lot' is not a size: write a number of tokens"),
         (["--target", "-5"], "--target '-5' is not a size"),
         (["--factor", "x"], "Invalid value for '--factor': 'x' is not a valid float"),

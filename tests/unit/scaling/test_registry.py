@@ -69,19 +69,6 @@ def test_unknown_name_lists_the_choices_and_the_nearest():
     assert all(name in message for name in ISSUE)
 
 
-@pytest.mark.parametrize(
-    ("name", "called"),
-    [
-        ("landmark", "landmark"),
-        ("self_extend", "self-extend"),
-        ("Dual-Chunk", "dual-chunk"),
-    ],
-)
-def test_planned_methods_are_not_unknown_but_unavailable(name, called):
-    with pytest.raises(UserError, match=f"method {called} is not available in this version"):
-        scaling.find(name)
-
-
 def test_factor_order(make_shape):
     shape = make_shape(64, original=1024)
     assert scaling.resolve("linear", shape, 8192).factor == 8.0
