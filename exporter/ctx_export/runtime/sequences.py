@@ -9,6 +9,7 @@ import numpy as np
 from ctx_export.core.manifest import BOUNDED, CacheInfo
 from ctx_export.runtime.backend import Ints
 from ctx_export.runtime.errors import ContextLimitError, SessionStateError
+from ctx_export.runtime.landmarks import LandmarkTokens
 from ctx_export.runtime.slots import ring_size, shortest_length, slots_in_use
 
 _FIRST_CAPACITY = 256  # slots
@@ -16,7 +17,8 @@ _GROWTH = 1.25  # copies stay a small part of what attention reads, waste at mos
 
 
 class Sequences:
-    """Lengths of the sequences of a session.
+    """Lengths of the sequences of a session, in tokens that the model was fed; what comes from
+    users and goes to them is in tokens of their texts, which has no landmark tokens.
 
     `seen[b]` tokens are in sequence b. `peak[b]` is the most it ever had since it was last empty:
     what a ring's slots were overwritten with, which is what limits taking tokens back. `used[b]`
@@ -30,20 +32,27 @@ class Sequences:
         self._peak: Ints = np.zeros(batch, np.int64)
         self._used: Ints = np.zeros(batch, np.int64)
         self._kinds = set(caches)
-        self._maximum = max_context
+        self._maximum = max_context  # of text
+        self.landmarks = LandmarkTokens.of(self._kinds)
         self._rings = [cache for cache in self._kinds if cache.policy == BOUNDED]
         self._lost: set[int] = set()
 
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of text in every sequence [B]; a copy."""
+        return self.seen.copy() if self.landmarks is None else self.landmarks.text(self.seen)
+
     def check_feed(self, lengths: Ints) -> None:
-        """Raise before anything is written where `lengths` [B] more tokens cannot be taken."""
+        """Raise before anything is written where `lengths` [B] more tokens of text cannot be
+        taken."""
         self.check_usable([row for row, count in enumerate(lengths) if count])
-        maximum = self._maximum
-        for row, total in enumerate(self.seen + lengths):
+        maximum, before = self._maximum, self.lengths
+        for row, total in enumerate(before + lengths):
             if maximum is not None and total > maximum:
                 raise ContextLimitError(
-                    f"sequence {row} has {self.seen[row]} tokens and {lengths[row]} more would "
+                    f"sequence {row} has {before[row]} tokens and {lengths[row]} more would "
                     f"pass the package's maximum context of {maximum}: feed at most "
-                    f"{maximum - self.seen[row]}, or export with a larger --target"
+                    f"{maximum - before[row]}, or export with a larger --target"
                 )
 
     def check_usable(self, rows: Sequence[int]) -> None:
@@ -60,7 +69,7 @@ class Sequences:
         self._used = np.maximum(self._used, totals)
 
     def advance(self, lengths: Ints) -> None:
-        """All calls of a feed succeeded."""
+        """All calls of a feed succeeded, `lengths` [B] tokens."""
         self.seen = self.seen + lengths
 
     def failed(self) -> None:
@@ -77,20 +86,21 @@ class Sequences:
         )
 
     def truncate(self, row: int, length: int) -> None:
-        """Sequence `row` keeps its first `length` tokens."""
-        seen = int(self.seen[row])
+        """Sequence `row` keeps its first `length` tokens of text."""
+        seen = int(self.lengths[row])
         self.check_usable([row])
         if not 0 <= length <= seen:
             raise SessionStateError(
                 f"sequence {row} has {seen} tokens and cannot be cut to {length}: "
                 f"give a length from 0 to {seen}"
             )
-        if 0 < length < self.shortest(row):
+        kept = length if self.landmarks is None else int(self.landmarks.fed(np.array(length)))
+        if 0 < kept < self.shortest(row):
             raise SessionStateError(
                 f"sequence {row} cannot be cut to {length} tokens: its bounded cache no longer "
                 f"has what they see; the spare slots reach back to {self.shortest(row)}"
             )
-        self.seen[row] = length
+        self.seen[row] = kept
         if length == 0:
             self._peak[row] = 0
 

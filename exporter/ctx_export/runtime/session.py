@@ -94,7 +94,7 @@ class Session:
     @property
     def seen(self) -> Ints:
         """Tokens of every sequence so far, [B]; a copy."""
-        return self._sequences.seen.copy()
+        return self._sequences.lengths
 
     @property
     def capacity(self) -> int:
@@ -133,11 +133,17 @@ class Session:
             counts = feed_lengths(lengths, ids)
             self._sequences.check_feed(counts)
             rope = rope_lengths(planned_length, self._sequences.seen, counts, self.contract)
+            texts, rows = counts, None
+            if self._sequences.landmarks is not None:
+                before = self._sequences.lengths
+                ids, counts, rows = self._sequences.landmarks.spread(ids, counts, before)
             self._grow_to(int((self._sequences.seen + counts).max()))
             width = ids.shape[1] if logits == "all" else 1
             out = np.zeros((self.batch, width, self.contract.vocab), np.float32)
             self._run(backend, ids, counts, rope, out, every=logits == "all")
-            return out if logits == "all" else out[:, 0]
+            if logits == "last":
+                return out[:, 0]
+            return out if rows is None else _chosen(out, rows, texts)
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
         """Forget the sequences `rows`, all by default."""
@@ -151,8 +157,9 @@ class Session:
     def truncate(self, row: int, n: int) -> None:
         """Sequence `row` keeps its first `n` tokens.
 
-        In a bounded cache the spare slots allow max_chunk tokens to be taken back (all of them
-        before the first wrap, and always down to 0); farther back it raises SessionStateError.
+        `n` counts the text's tokens. In a bounded cache the spare slots allow max_chunk tokens to
+        be taken back (all of them before the first wrap, and always down to 0); farther back it
+        raises SessionStateError.
         """
         with self._exclusive():
             self._sequences.truncate(self._row(row), n)
@@ -322,6 +329,15 @@ class Session:
         maximum = self.contract.max_context
         if maximum is not None and length > maximum:
             raise UserError(f"length {length} is beyond the maximum context of {maximum}")
+
+
+def _chosen(logits: Floats, rows: Ints, counts: Ints) -> Floats:
+    """Of logits [B,W,V] those of `rows` [B,N]; 0 from the `counts` [B] on."""
+    valid = np.arange(rows.shape[1]) < counts[:, None]
+    row, column = np.nonzero(valid)
+    chosen = np.zeros((*rows.shape, logits.shape[2]), np.float32)
+    chosen[row, column] = logits[row, rows[row, column]]
+    return chosen
 
 
 def _placed(given: int, length: int, cache: CacheInfo) -> tuple[Ints, Ints]:
