@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -128,7 +129,7 @@ VARIANT = AttentionVariant(optional=("inv_freq", "multiplier"), rotation=Rotatio
 
 def rewritten(text: str) -> tuple[ir.Model, AttentionVariant]:
     model = parsed(text)
-    after = keep_tokens_first(model.graph, VARIANT)
+    after = replace(VARIANT, layout=keep_tokens_first(model.graph))
     common_passes.RemoveUnusedNodesPass()(model)
     return model, after
 
@@ -282,7 +283,7 @@ def test_what_cannot_be_stays_and_names_its_reason(text, old, new, reason, caplo
     assert reason in str(found)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     with caplog.at_level(logging.INFO, "ctx_export.passes.token_major"):
-        assert keep_tokens_first(model.graph, VARIANT) == VARIANT
+        assert keep_tokens_first(model.graph) == Layout.HEAD_MAJOR
     assert reason in caplog.text
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
@@ -308,5 +309,5 @@ def test_layers_without_a_layout_in_common_stay_as_they_are(second, matches):
     model = two_layers(SPLIT_HEADS + ATTEND, second)
     nodes = [n for n in model.graph if n.op_type == "SinkWindowAttention"]
     assert [type(match(node)) for node in nodes] == [TokenMajorAttention, matches]
-    assert keep_tokens_first(model.graph, VARIANT) == VARIANT
+    assert keep_tokens_first(model.graph) == Layout.HEAD_MAJOR
     assert all(node.attributes["layout"].as_int() == 0 for node in nodes)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
-from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import BOUNDED, TensorInfo
@@ -16,13 +15,19 @@ from ctx_export.core.plan import Plan
 from ctx_export.ops.attention import AttentionVariant, sink_window_attention
 from ctx_export.ops.frequencies import rotary_frequencies
 from ctx_export.ops.rotary import scaled_rotary_embedding
-from ctx_export.ops.spec import DOMAIN, OPSET_VERSION, PLUGIN_ATTRIBUTES
+from ctx_export.ops.spec import DOMAIN, OPSET_VERSION, PLUGIN_ATTRIBUTES, Layout
 from ctx_export.passes.fuse import fuse
 from ctx_export.passes.interface import clean, project_chosen_rows, set_interface
 from ctx_export.passes.locate import Site, locate
+from ctx_export.passes.operators import attention_operator
+from ctx_export.passes.site_nodes import (
+    SiteInputs,
+    baked,
+    replace_site,
+    sink_positions,
+    table_suffix,
+)
 from ctx_export.passes.token_major import keep_tokens_first
-from ctx_export.patterns.region import Region
-from ctx_export.patterns.rotary import HEADS_FIRST, RotaryMatch
 from ctx_export.scaling.base import FrequencyTable
 
 _DTYPES = {
@@ -47,18 +52,21 @@ def rewrite(model: ir.Model, plan: Plan) -> None:
     values = {tensor.name: _value(tensor) for tensor in plan.io}
     project_chosen_rows(graph, values["logit_rows"])
     shared = _shared_inputs(graph, plan, values)
-    variant = _variant(sites, plan)
+    variant, far_inputs = _variant(sites, plan), _far_inputs(sites)
     for site in sites:
-        _replace_site(graph, SiteInputs(site, plan, values, shared, variant))
+        near = plan.caches[site.layer].parameters is None
+        optional = variant.optional if near else far_inputs
+        replace_site(graph, SiteInputs(site, plan, values, shared, optional))
     variant = fuse(graph, variant)
     set_interface(graph, plan, values)
     common_passes.RemoveUnusedNodesPass()(model)
-    variant = keep_tokens_first(graph, variant)
+    layout = keep_tokens_first(graph)
     model.functions.clear()
     for function in (
         scaled_rotary_embedding(),
-        sink_window_attention(variant),
         rotary_frequencies(),
+        sink_window_attention(replace(variant, layout=layout)),
+        *_far_bodies(plan, far_inputs, softcap=variant.softcap, layout=layout),
     ):
         model.functions[function.identifier()] = function
     graph.opset_imports[DOMAIN] = OPSET_VERSION
@@ -99,9 +107,25 @@ def _variant(sites: Sequence[Site], plan: Plan) -> AttentionVariant:
     return AttentionVariant(
         optional=tuple(optional),
         cache_type=plan.cache_type,
-        bounded=any(cache.policy == BOUNDED for cache in plan.caches),
+        bounded=any(cache.policy == BOUNDED and cache.parameters is None for cache in plan.caches),
         softcap=any(site.attention.softcap for site in sites),
     )
+
+
+def _far_inputs(sites: Sequence[Site]) -> tuple[str, ...]:
+    """Optional inputs of the attentions that look behind a window: they rotate themselves."""
+    sinks = ("head_sink",) if _has_head_sinks(sites) else ()
+    return ("inv_freq", "multiplier", *sinks)
+
+
+def _far_bodies(
+    plan: Plan, optional: tuple[str, ...], *, softcap: bool, layout: Layout
+) -> list[ir.Function]:
+    """The bodies of the plan's attentions that look behind a window."""
+    names = {attention_operator(c).name for c in plan.caches if c.parameters is not None}
+    if not names:
+        return []
+    raise NotImplementedError
 
 
 def _has_head_sinks(sites: Sequence[Site]) -> bool:
@@ -132,7 +156,7 @@ def _shared_inputs(
     seen = tape.op("Unsqueeze", [values["seen"], constant([1])])
     shared = {"positions": tape.op("Add", [seen, index])}
     for position in sorted({c.sink_position for c in plan.caches if c.sink_position is not None}):
-        name = _sink_positions(position)
+        name = sink_positions(position)
         shared[name] = tape.op("Min", [shared["positions"], constant(position)])
     for name, value in shared.items():
         value.name = name
@@ -142,18 +166,13 @@ def _shared_inputs(
     return shared
 
 
-def _sink_positions(position: int) -> str:
-    """Name of the positions at which queries meet the sinks, none beyond `position`."""
-    return f"sink_positions.{position}"
-
-
 def _frequencies(
     graph: ir.Graph, tape: ir.tape.Tape, plan: Plan, values: dict[str, ir.Value]
 ) -> dict[str, ir.Value]:
     """inv_freq [1|B,F] and multiplier [1|B] of the package, and of every table beside it."""
     found: dict[str, ir.Value] = {}
     for table in {id(table): table for table in plan.tables if table is not plan.table}.values():
-        found |= _baked_table(graph, table, _suffix(plan, table))
+        found |= _baked_table(graph, table, table_suffix(plan, table))
     if plan.length_table is None:
         return {**found, **_baked_table(graph, plan.table, "")}
     tables, scalars = plan.length_table.packed()
@@ -161,8 +180,8 @@ def _frequencies(
         "RotaryFrequencies",
         [
             values["rope_length"],
-            _baked(graph, "rope.tables", tables),
-            _baked(graph, "rope.scalars", scalars),
+            baked(graph, "rope.tables", tables),
+            baked(graph, "rope.scalars", scalars),
         ],
         dict(PLUGIN_ATTRIBUTES),
         num_outputs=2,
@@ -177,13 +196,6 @@ def _frequencies(
     return {**found, "inv_freq": inv_freq, "multiplier": multiplier}
 
 
-def _suffix(plan: Plan, table: FrequencyTable) -> str:
-    """What tells a layer's own table from the package's: the first layer that has it."""
-    if table is plan.table:
-        return ""
-    return next(f".layer{layer}" for layer, own in enumerate(plan.tables) if own is table)
-
-
 def _baked_table(graph: ir.Graph, table: FrequencyTable, suffix: str) -> dict[str, ir.Value]:
     """A table's initializers by the names that sites look them up with."""
     arrays = {
@@ -191,173 +203,6 @@ def _baked_table(graph: ir.Graph, table: FrequencyTable, suffix: str) -> dict[st
         "multiplier": np.array([table.multiplier], np.float32),
     }
     return {
-        name + suffix: _baked(graph, f"rope.{name}{suffix}", array)
+        name + suffix: baked(graph, f"rope.{name}{suffix}", array)
         for name, array in arrays.items()
     }
-
-
-def _baked(graph: ir.Graph, name: str, array: NDArray[np.float32]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
-    value.const_value = tensor
-    graph.register_initializer(value)
-    return value
-
-
-def _baked_scales(graph: ir.Graph, plan: Plan, layer: int) -> dict[str, ir.Value]:
-    """A layer's scales of a quantised cache, [Hkv] each."""
-    if plan.cache_type is None:
-        return {}
-    if plan.scales is None:
-        raise ValueError(f"a plan with caches of type {plan.cache_dtype} has no scales yet")
-    scales = plan.scales[layer]
-    return {
-        f"{part}_scale": _baked(
-            graph, f"cache.layer{layer}.{part}_scale", np.asarray(numbers, np.float32)
-        )
-        for part, numbers in (("key", scales.key), ("value", scales.value))
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class SiteInputs:
-    """A site and what its nodes are made from."""
-
-    site: Site
-    plan: Plan
-    values: dict[str, ir.Value]  # the package's inputs and outputs by name
-    shared: dict[str, ir.Value]
-    variant: AttentionVariant
-
-    def rotated(self, part: str, source: ir.Value, positions: str) -> ir.Node:
-        """A rotation of `source` at the shared positions of that name."""
-        layer = self.site.layer
-        node = ir.node(
-            "ScaledRotaryEmbedding",
-            [source, self.shared[positions], *self.frequencies()],
-            {**self.rotation(), **PLUGIN_ATTRIBUTES},
-            domain=DOMAIN,
-            name=f"ctx.layer{layer}.rotate_{part}",
-        )
-        _like(node.outputs[0], source, f"ctx.layer{layer}.rotated_{part}")
-        return node
-
-    def frequencies(self) -> tuple[ir.Value, ir.Value]:
-        """inv_freq and multiplier of the site's layer."""
-        plan, table = self.plan, self.plan.tables[self.site.layer]
-        suffix = _suffix(plan, table)
-        return self.shared[f"inv_freq{suffix}"], self.shared[f"multiplier{suffix}"]
-
-    def rotation(self) -> dict[str, int]:
-        return {
-            "rotary_dim": 2 * len(self.plan.tables[self.site.layer].inv_freq),
-            "interleaved": int(self.site.query.interleaved),
-        }
-
-
-def _replace_site(graph: ir.Graph, inputs: SiteInputs) -> None:
-    """Insert the rotations and the attention before the old attention, and take over its uses."""
-    site, plan = inputs.site, inputs.plan
-    cache, old = plan.caches[site.layer], site.attention.y.producer()
-    assert old is not None
-    nodes: list[ir.Node] = []
-    asked, key, value = (
-        _heads_first(nodes, part, f"ctx.layer{site.layer}.{name}")
-        for name, part in (("query", site.query), ("key", site.key), ("value", site.value))
-    )
-    query = inputs.rotated("query", asked, "positions")
-    nodes.append(query)
-    if plan.length_table is None:
-        nodes.append(inputs.rotated("key", key, "positions"))
-        key = nodes[-1].outputs[0]
-    given = dict(zip(("inv_freq", "multiplier"), inputs.frequencies(), strict=True))
-    given["sink_q"] = query.outputs[0]
-    if cache.sink_position is not None:
-        positions = _sink_positions(cache.sink_position)
-        nodes.append(inputs.rotated("sink_query", asked, positions))
-        given["sink_q"] = nodes[-1].outputs[0]
-    if site.attention.head_sink is not None:
-        given["head_sink"] = _as_float(site, nodes)
-    given |= _baked_scales(graph, plan, site.layer)
-    optional = [given[name] for name in inputs.variant.optional]
-    nodes.append(_attention(inputs, [query.outputs[0], key, value], optional))
-    attended = nodes[-1].outputs[0]
-    if site.transposed:
-        attended = _swapped(nodes, attended, f"ctx.layer{site.layer}.attended_by_token")
-    graph.insert_before(old, nodes)
-    ir.convenience.replace_all_uses_with(site.attention.y, attended)
-
-
-def _heads_first(nodes: list[ir.Node], part: RotaryMatch | Region, name: str) -> ir.Value:
-    """A source as [B,H,S,D]; what makes it so joins `nodes`."""
-    return _swapped(nodes, part.source, name) if part.transposed else part.source
-
-
-def _swapped(nodes: list[ir.Node], value: ir.Value, name: str) -> ir.Value:
-    """`value` with heads and tokens swapped; the node that does it joins `nodes`."""
-    node = ir.node("Transpose", [value], {"perm": HEADS_FIRST}, name=f"{name}.transpose")
-    assert value.shape is not None
-    made = node.outputs[0]
-    made.name, made.type = name, value.type
-    made.shape = ir.Shape([value.shape[axis] for axis in HEADS_FIRST])
-    nodes.append(node)
-    return made
-
-
-def _as_float(site: Site, nodes: list[ir.Node]) -> ir.Value:
-    """The learned logits of a site's heads [Hq] in float32; what makes them so joins `nodes`."""
-    sink = site.attention.head_sink
-    assert sink is not None
-    heads = site.sizes[0]
-    if sink.dtype is not ir.DataType.FLOAT:
-        nodes.append(ir.node("Cast", [sink], {"to": ir.DataType.FLOAT}))
-        sink = nodes[-1].outputs[0]
-        sink.name, sink.dtype = f"ctx.layer{site.layer}.head_sink", ir.DataType.FLOAT
-        sink.shape = ir.Shape([heads])
-    if site.attention.head_sink is not None and len(site.attention.head_sink.shape or ()) != 1:
-        row = ir.node("Constant", [], {"value": ir.tensor(np.array([heads], np.int64))})
-        nodes += [row, ir.node("Reshape", [sink, row.outputs[0]])]
-        sink = nodes[-1].outputs[0]
-        sink.name, sink.dtype = f"ctx.layer{site.layer}.head_sinks", ir.DataType.FLOAT
-        sink.shape = ir.Shape([heads])
-    return sink
-
-
-def _attention(
-    inputs: SiteInputs, qkv: Sequence[ir.Value], optional: Sequence[ir.Value]
-) -> ir.Node:
-    site, values, layer = inputs.site, inputs.values, inputs.site.layer
-    cache = inputs.plan.caches[layer]
-    unrotated = inputs.plan.length_table is not None
-    past = [values[f"past_key_values.{layer}.{part}"] for part in ("key", "value")]
-    node = ir.node(
-        "SinkWindowAttention",
-        [*qkv, *past, values["seen"], values["new"], *optional],
-        {
-            "sinks": cache.sinks,
-            "window": cache.window,
-            "scale": site.attention.scale,
-            "softcap": site.attention.softcap,
-            "alias": 1,
-            "bounded": int(cache.policy == BOUNDED),
-            **(inputs.rotation() if unrotated else {"rotary_dim": 0, "interleaved": 0}),
-            "rotation": int(inputs.variant.rotation),
-            "sink_position": 0,
-            "layout": int(inputs.variant.layout),
-            "optional_inputs": ",".join(inputs.variant.optional),
-            **PLUGIN_ATTRIBUTES,
-        },
-        domain=DOMAIN,
-        outputs=[
-            ir.Value(name=f"ctx.layer{layer}.attended"),
-            values[f"present.{layer}.key"],
-            values[f"present.{layer}.value"],
-        ],
-        name=f"ctx.layer{layer}.attention",
-    )
-    _like(node.outputs[0], qkv[0], f"ctx.layer{layer}.attended")
-    return node
-
-
-def _like(value: ir.Value, other: ir.Value, name: str) -> None:
-    value.name, value.type, value.shape = name, other.type, other.shape

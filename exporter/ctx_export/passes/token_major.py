@@ -6,14 +6,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
 
-from ctx_export.ops.attention import AttentionVariant
-from ctx_export.ops.spec import DOMAIN, SINK_WINDOW_ATTENTION, Layout
+from ctx_export.ops.spec import DOMAIN, Layout
+from ctx_export.passes.operators import ATTENTION_NAMES
 from ctx_export.passes.row_wise import RowWise, swap_later, swaps_heads, trace
 from ctx_export.patterns.match import Miss, constant, describe, dimension, producer
 
@@ -48,29 +48,29 @@ class TokenMajorAttention:
         return apart | ({Layout.PACKED} if self.packed is not None else set())
 
 
-def keep_tokens_first(graph: ir.Graph, variant: AttentionVariant) -> AttentionVariant:
-    """Let the attentions of `graph` take what projections give, in place; returns the variant of
-    their body. They share one, so all do or none where one cannot."""
-    nodes = [n for n in graph if n.domain == DOMAIN and n.op_type == SINK_WINDOW_ATTENTION.name]
+def keep_tokens_first(graph: ir.Graph) -> Layout:
+    """Let the attentions of `graph` take what projections give, in place; returns their layout.
+    Those of one operator share a body, so all do or none where one cannot."""
+    nodes = [n for n in graph if n.domain == DOMAIN and n.op_type in ATTENTION_NAMES]
     found = [match(node) for node in nodes]
     sites = [site for site in found if isinstance(site, TokenMajorAttention)]
     if not sites or len(sites) < len(found):
         for miss in [site for site in found if isinstance(site, Miss)][:1]:
             _LOG.info("%s", miss)
-        return variant
+        return Layout.HEAD_MAJOR
     common = set.intersection(*(site.layouts for site in sites))
     if not common:
         _LOG.info("some layers have one projection for q, k and v, others do not")
-        return variant
+        return Layout.HEAD_MAJOR
     layout = max(common)
     made: dict[ir.Value, ir.Value] = {}
     for site in sites:
         _rewrite(graph, site, layout, made)
-    return replace(variant, layout=layout)
+    return layout
 
 
 def match(node: ir.Node) -> TokenMajorAttention | Miss:
-    """Match a SinkWindowAttention whose q, k and v [batch, head, token, dim] come from a swap of
+    """Match an attention whose q, k and v [batch, head, token, dim] come from a swap of
     heads and tokens and whose y goes to one."""
     if "sink_q" in node.attributes["optional_inputs"].as_string().split(","):
         return _miss(node, 0, "a sink_q is given by head")

@@ -6,9 +6,10 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from ctx_export.core.manifest import TensorInfo
+from ctx_export.core.manifest import CacheInfo, TensorInfo
 from ctx_export.core.plan import Plan, is_input
-from ctx_export.ops.spec import DOMAIN, OPERATORS, Layout, Rotation
+from ctx_export.ops.spec import DOMAIN, OPERATORS, SINK_WINDOW_ATTENTION, Layout, Rotation
+from ctx_export.passes.operators import ATTENTION_NAMES, attention_operator, rule_attributes
 from ctx_export.patterns.eager_attention import is_attention_softmax
 
 # What a rotation or an attention is made of; none may survive outside the function bodies.
@@ -21,14 +22,17 @@ class RewriteError(Exception):
 
 def expected_sites(plan: Plan, *, fused: bool) -> dict[str, int]:
     """`ctx` nodes of a plan by operator: an attention a layer, the frequencies where they follow
-    the length, and unless the attentions rotate themselves the rotations of every query, of its
-    key unless that is stored unrotated, and of the query that meets the sinks."""
+    the length, and unless the sink-window attentions rotate themselves the rotations of their
+    queries, of their keys unless those are stored unrotated, and of the query that meets the
+    sinks."""
+    attentions = Counter(attention_operator(cache).name for cache in plan.caches)
     sink_queries = sum(cache.sink_position is not None for cache in plan.caches)
     turned = 1 if plan.length_table is not None else 2
+    apart = turned * attentions[SINK_WINDOW_ATTENTION.name] + sink_queries
     expected = {
-        "SinkWindowAttention": plan.spec.layers,
+        **attentions,
         "RotaryFrequencies": int(plan.length_table is not None),
-        "ScaledRotaryEmbedding": 0 if fused else turned * plan.spec.layers + sink_queries,
+        "ScaledRotaryEmbedding": 0 if fused else apart,
     }
     return {name: count for name, count in expected.items() if count}
 
@@ -46,15 +50,15 @@ def verify(model: ir.Model, plan: Plan) -> None:
     nodes = [node for node in graph if node.domain == DOMAIN]
     for node in nodes:
         _check_node(node)
-    attentions = [node for node in nodes if node.op_type == "SinkWindowAttention"]
-    fused = any(node.attributes["rotation"].as_int() for node in attentions)
+    attentions = [node for node in nodes if node.op_type in ATTENTION_NAMES]
+    fused = any(node.attributes.get_int("rotation", 0) for node in attentions)
     found, expected = Counter(n.op_type for n in nodes), expected_sites(plan, fused=fused)
     if found != expected:
         raise RewriteError(f"ctx nodes are {dict(found)}, the plan has {expected}")
-    for node in attentions:
+    for layer, node in enumerate(attentions):
         _check_layout(node)
-    if fused:
-        for layer, node in enumerate(attentions):
+        _check_rule(node, plan.caches[layer])
+        if fused and node.op_type == SINK_WINDOW_ATTENTION.name:
             _check_rotation(node, plan, layer)
     bodies = {function.name for function in model.functions.values()}
     if bodies != set(found):
@@ -83,6 +87,14 @@ def _check_layout(node: ir.Node) -> None:
         raise RewriteError(
             f"{node.name} has layout {layout} and takes q, k and v {told} of {sorted(axes)} axes"
         )
+
+
+def _check_rule(node: ir.Node, cache: CacheInfo) -> None:
+    """An attention's numbers are those of the layer's cache."""
+    planned = (attention_operator(cache).name, rule_attributes(cache))
+    found = (node.op_type, {name: node.attributes[name].as_int() for name in planned[1]})
+    if found != planned:
+        raise RewriteError(f"{node.name} is {found}, the plan has {planned}")
 
 
 def _check_rotation(node: ir.Node, plan: Plan, layer: int) -> None:
