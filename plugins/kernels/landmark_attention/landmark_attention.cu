@@ -1,6 +1,7 @@
 // LandmarkAttention's launcher: copy past where present is other memory, write, then section by section score the
 // blocks, choose, attend. How many sections there are follows from sizes alone.
 
+#include "kernels/common/element.cuh"
 #include "kernels/landmark_attention/landmark_attention_launch.h"
 
 namespace ctx
