@@ -37,6 +37,7 @@ inline cudaError_t cudaMemcpyAsync(void* target, void const* source, size_t byte
 #define CTX_HOST_DEVICE inline
 #define CTX_DEVICE inline
 #define CTX_KERNEL(threads) void
+#define CTX_KERNEL_RESIDENT(threads, blocks) void
 #define CTX_UNROLL
 #define CTX_UNROLL_BY(count)
 #define CTX_DYNAMIC_SHARED(name) unsigned char* const name = ctx::host::sharedMemory()

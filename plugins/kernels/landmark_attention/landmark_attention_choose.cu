@@ -43,6 +43,7 @@ struct ChooseRow
 
 struct ChooseShared
 {
+    LandmarkTile tile;
     ChooseRow row[kLANDMARK_ROWS];
     uint32_t count[kCHOOSE_WARPS][kDIGITS]; // of scores by one of their digits
     uint32_t digit[kCHOOSE_WARPS];
@@ -221,13 +222,18 @@ CTX_DEVICE uint32_t listBlocks(
 }
 
 // One block of threads per tile of rows.
-CTX_KERNEL(kCHOOSE_THREADS)
+CTX_KERNEL_RESIDENT(kCHOOSE_THREADS, 5)
 chooseBlocks(LandmarkCall const call, GridPlan const grid)
 {
     CTX_DYNAMIC_SHARED(memory);
     auto& shared = *reinterpret_cast<ChooseShared*>(memory);
-    uint32_t split = 0;
-    auto const tile = LandmarkTile::of(call, grid, blockIdx.x, split);
+    LandmarkTile const& tile = shared.tile;
+    if (threadIdx.x == 0)
+    {
+        uint32_t split = 0;
+        shared.tile = LandmarkTile::of(call, grid, blockIdx.x, split);
+    }
+    __syncthreads();
     if (threadIdx.x < kLANDMARK_ROWS)
     {
         ChooseRow row{};
@@ -258,11 +264,18 @@ chooseBlocks(LandmarkCall const call, GridPlan const grid)
         }
     }
     ChosenBlock* const list = call.entries + tile.firstEntry(call);
-    uint32_t const far = listBlocks(shared, list, 0, 0, farEnd, true);
-    uint32_t const all = listBlocks(shared, list, far, nearBegin, nearEnd, false);
-    if (threadIdx.x == 0)
+    uint32_t listed = 0;
+    CTX_UNROLL_BY(1)
+    for (int part = 0; part < 2; ++part)
     {
-        tile.listSize(call) = ListSize{far, all - far};
+        bool const isFar = part == 0;
+        uint32_t const before = listed;
+        listed = listBlocks(shared, list, listed, isFar ? 0 : nearBegin, isFar ? farEnd : nearEnd, isFar);
+        if (threadIdx.x == 0)
+        {
+            ListSize& size = tile.listSize(call);
+            (isFar ? size.far : size.near) = listed - before;
+        }
     }
 }
 

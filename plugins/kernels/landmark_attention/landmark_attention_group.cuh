@@ -114,7 +114,7 @@ CTX_DEVICE void groupRange(
 
 // A block of threads takes a tile of rows and a share of its list, a warp one block of tokens at a time.
 template <typename Traits>
-CTX_KERNEL(Traits::kTHREADS)
+CTX_KERNEL_RESIDENT(Traits::kTHREADS, 4)
 groupBlocksMatrix(LandmarkCall const call, GridPlan const grid)
 {
     CTX_DYNAMIC_SHARED(memory);

@@ -66,8 +66,9 @@ struct LandmarkLayout
     // Blocks that the first `count` tokens fill.
     CTX_HOST_DEVICE uint32_t filledBy(int64_t count) const
     {
-        int64_t const behind = count - sinks;
-        return behind <= 0 ? 0 : static_cast<uint32_t>(smaller(behind / block, blocks));
+        auto const behind = static_cast<uint32_t>(smaller(larger(0, count - sinks), kMAX_SIZE));
+        uint32_t const filled = behind / block;
+        return filled < blocks ? filled : blocks;
     }
 
     CTX_HOST_DEVICE uint32_t candidates(uint32_t position) const

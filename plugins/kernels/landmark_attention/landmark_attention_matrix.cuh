@@ -229,7 +229,7 @@ CTX_DEVICE void mergeBlocksWarps(AttendShared<Traits>& shared, LandmarkCall cons
 }
 
 template <typename Traits>
-CTX_KERNEL(Traits::kTHREADS)
+CTX_KERNEL_RESIDENT(Traits::kTHREADS, 3)
 attendBlocksMatrix(LandmarkCall const call, GridPlan const grid)
 {
     CTX_DYNAMIC_SHARED(memory);

@@ -241,7 +241,7 @@ struct ScoreRange
 
 // One block of threads per tile of rows and split of the representatives.
 template <typename Traits>
-CTX_KERNEL(Traits::kTHREADS)
+CTX_KERNEL_RESIDENT(Traits::kTHREADS, 5)
 scoreBlocks(LandmarkCall const call, ScoreGrid const grid)
 {
     CTX_DYNAMIC_SHARED(memory);
