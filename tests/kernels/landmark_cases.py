@@ -1,4 +1,4 @@
-"""Random LandmarkAttention calls, how the host library runs them, and what they cost in PyTorch."""
+"""Random LandmarkAttention calls, how the host library runs them, and PyTorch's own error."""
 
 from __future__ import annotations
 
@@ -201,13 +201,25 @@ def prepare(case: LandmarkCase, dtype: str, *, alias: bool) -> Call:
 
 
 def run_case(
-    library: KernelLibrary, case: LandmarkCase, dtype: str, *, alias: bool = False
+    library: KernelLibrary,
+    case: LandmarkCase,
+    dtype: str,
+    *,
+    alias: bool = False,
+    section_tokens: int = 0,
 ) -> tuple[Any, Any, Any]:
-    """(y, present_key, present_value) in the dtype."""
+    """(y, present_key, present_value) in the dtype; the workspace is what the call asks for, or
+    what a call of `section_tokens` rows would."""
     call = prepare(case, dtype, alias=alias)
     written = ("output", "presentKey", "presentValue")
     past = ("pastKey", "pastValue") if alias else ()
-    library.run("ctxLandmarkAttention", call, (*written, *past), workspace=True)
+    if section_tokens:
+        rows, call.params.call.rows = call.params.call.rows, section_tokens
+        size = library.workspace_bytes(call.params)
+        call.params.call.rows, call.params.call.workspaceBytes = rows, size
+        call.point("workspace", np.full(size, 0xFF, np.uint8))
+        past += ("workspace",)
+    library.run("ctxLandmarkAttention", call, (*written, *past), workspace=section_tokens == 0)
     return tuple(call.buffers[name].values for name in written)
 
 
