@@ -1,5 +1,6 @@
 // The one place that knows whether a kernel source is compiled by nvcc for a GPU or by a C++ compiler for the host.
-// Kernels use: CTX_HOST_DEVICE, CTX_DEVICE, CTX_KERNEL, CTX_KERNEL_RESIDENT, CTX_DYNAMIC_SHARED, CTX_UNROLL, CTX_UNROLL_BY and ctx::launch.
+// Kernels use: CTX_HOST_DEVICE, CTX_DEVICE, CTX_KERNEL, CTX_KERNEL_RESIDENT, CTX_DYNAMIC_SHARED, CTX_UNROLL,
+// CTX_UNROLL_BY and ctx::launch.
 #pragma once
 
 #include <cstddef>

@@ -9,8 +9,8 @@ namespace ctx
 namespace
 {
 
-// Of a workspace for sections; enough for calls of 2048 tokens in ordinary shapes.
-constexpr int64_t kSECTION_BYTES = 64 << 20;
+// Of a workspace for sections: one of 512 tokens where 32 heads choose among 2048 blocks.
+constexpr int64_t kSECTION_BYTES = 128 << 20;
 
 LaunchResult copyCache(void* present, void const* past, int64_t bytes, cudaStream_t stream)
 {

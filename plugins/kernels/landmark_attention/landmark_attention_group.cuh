@@ -135,10 +135,22 @@ groupBlocksMatrix(LandmarkCall const call, GridPlan const grid)
 }
 
 template <typename Traits>
-LaunchResult launchGroupMatrix(LandmarkCall const& call, cudaStream_t stream)
+LaunchResult launchGroupDim(LandmarkCall const& call, cudaStream_t stream)
 {
     return launchGroup<GroupShared<Traits>>(
         call, groupBlocksMatrix<Traits>, Traits::kTHREADS, stream, "groupBlocksMatrix");
+}
+
+// Compiled for few head dimensions: checkpoints with landmarks have 64 or 128.
+template <typename T>
+LaunchResult launchGroupMatrix(LandmarkCall const& call, cudaStream_t stream)
+{
+    if (call.common.headDim <= 64)
+    {
+        return launchGroupDim<BlocksTraits<T, 64, 4, 1>>(call, stream);
+    }
+    return call.common.headDim <= 128 ? launchGroupDim<BlocksTraits<T, 128, 4, 1>>(call, stream)
+                                      : launchGroupDim<BlocksTraits<T, 256, 4, 1>>(call, stream);
 }
 
 } // namespace ctx

@@ -261,14 +261,6 @@ LaunchResult launchBlocks(LandmarkCall const& call, cudaStream_t stream)
 {
     using Shared = AttendShared<Traits>;
     static_assert(sizeof(Shared) <= kMAX_SHARED_BYTES, "a tile fits every GPU's shared memory");
-    if (call.layout.isLandmark)
-    {
-        LaunchResult const result = launchGroupMatrix<Traits>(call, stream);
-        if (!result.isSuccess())
-        {
-            return result;
-        }
-    }
     BlockShape const shape{kLANDMARK_ROWS, Traits::kTILE_KEYS, Traits::kTHREADS, sizeof(Shared)};
     return launchAttendBlocks(call, shape, attendBlocksMatrix<Traits>, stream, "attendBlocksMatrix");
 }
@@ -277,6 +269,14 @@ LaunchResult launchBlocks(LandmarkCall const& call, cudaStream_t stream)
 template <typename T>
 LaunchResult launchMatrixBlocks(LandmarkCall const& call, cudaStream_t stream)
 {
+    if (call.layout.isLandmark)
+    {
+        LaunchResult const result = launchGroupMatrix<T>(call, stream);
+        if (!result.isSuccess())
+        {
+            return result;
+        }
+    }
     int64_t const dim = call.common.headDim;
     if (dim <= 64)
     {
