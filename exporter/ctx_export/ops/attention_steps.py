@@ -6,7 +6,6 @@ runtime lets present share memory with past; what is read of past feeds the writ
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -42,10 +41,11 @@ def check_optional(optional: Sequence[str], known: Sequence[str]) -> None:
         raise ValueError(f"optional inputs {optional} are not an ordered subset of {known}")
 
 
-class AttentionSteps(ABC):
+class AttentionSteps:
     """The builder of one body, the call's position arithmetic and the steps of every attention.
 
-    A subclass says which slots rows take, what else is written, and how it attends.
+    A subclass says how it attends. By default token t is in slot t and sees all tokens before it;
+    where that differs, it says which slots rows take, what else is written and what is visible.
     """
 
     def __init__(self, spec: OperatorSpec, variant: Variant) -> None:
@@ -65,17 +65,28 @@ class AttentionSteps(ABC):
         outputs = [y, self.kept(key), self.kept(value)]
         return self.body.function(self.spec.name, DOMAIN, outputs, self.spec.attributes)
 
-    @abstractmethod
     def write(self) -> tuple[ir.Value, ir.Value]:
-        """present_key and present_value [B,Hkv,C,D], as they are read."""
+        """present_key and present_value [B,Hkv,C,D], as they are read. Rows that are no tokens
+        take slots that no token of this call has: S ≤ C consecutive ones differ."""
+        slots = self.body.op("Mod", self.token, self.capacity)
+        return self.written_rows(slots, self.values["k"], self.values["v"], self.written)
 
     def kept(self, present: ir.Value) -> ir.Value:
         """What was written, as the cache's own type."""
         return present
 
-    @abstractmethod
     def attended(self, key: ir.Value, value: ir.Value) -> ir.Value:
         """y [B,Hq,S,D], whatever rows that are no tokens give, from what was written."""
+        return self.narrowed(self.most(self.total), key, value)
+
+    def mask(self) -> ir.Value:
+        """Which of the `used` slots each row sees, as `additive` makes it."""
+        row = self.body.op("Unsqueeze", self.token, self.body.constant([2]))
+        return self.additive(self.body.op("LessOrEqual", self.counted(self.used), row))
+
+    def attend(self, key: ir.Value, value: ir.Value, mask: ir.Value) -> ir.Value:
+        """y [B,Hq,S,D] of key and value [B,Hkv,U,D]."""
+        raise NotImplementedError
 
     def fits(self) -> ir.Value | None:
         """Which rows [B,S] have a slot; None: all."""
@@ -147,18 +158,35 @@ class AttentionSteps(ABC):
         """[B] as [B,1]."""
         return self.body.op("Unsqueeze", x, self.body.constant([1]))
 
+    def vector(self, scalar: ir.Value) -> ir.Value:
+        """A scalar as [1]."""
+        return self.body.op("Unsqueeze", scalar, self.body.constant([0]))
+
     def table(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
         values = self.values
         return rotary_table(self.body, positions, values["inv_freq"], values["multiplier"])
 
     def turned(self, x: ir.Value, positions: ir.Value) -> ir.Value:
-        """x [B,H,N,D] rotated at `positions` [B,N] and rounded to its type; x itself where the
+        """x [B,H,N,D] rotated at `positions` [1|B,N] and rounded to its type; x itself where the
         call has no frequencies."""
         if "inv_freq" not in self.values:
             return x
-        return self.body.op("CastLike", turned(self.body, x, self.table(positions)), x)
+        body = self.body
+        sizes = body.op("Concat", body.op("Shape", x, end=1), body.constant([1, 1]), axis=0)
+        cos, sin = (body.op("Expand", part, sizes) for part in self.table(positions))
+        return body.op("CastLike", turned(body, x, (cos, sin)), x)
 
     # Writing
+
+    def written_rows(
+        self, slots: ir.Value, keys: ir.Value, values: ir.Value, keep: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
+        """The caches with keys and values [B,Hkv,N,D] in their slots [B,N] where `keep` [B,N]."""
+        index = self.slot_index(slots)
+        return (
+            self.scattered(self.values["past_key"], index, keys, keep),
+            self.scattered(self.values["past_value"], index, values, keep),
+        )
 
     def scattered(
         self, past: ir.Value, index: ir.Value, rows: ir.Value, keep: ir.Value
@@ -183,6 +211,29 @@ class AttentionSteps(ABC):
             body.op("Unsqueeze", slots, body.constant([1, 3])),
         ]
         return body.op("Concat", *(body.op("Expand", part, column) for part in parts), axis=3)
+
+    def means(
+        self, past: ir.Value, rows: ir.Value, first: ir.Value, size: ir.Value, slots: ir.Value
+    ) -> ir.Value:
+        """Means [B,Hkv,R,D] of R blocks of `size` (a scalar) tokens from token `first` [B,1] on:
+        those before `seen` from the past's `slots` [B,R·size], others from this call's rows. Their
+        sums are float32; they are rounded to the type of the rows."""
+        body = self.body
+        index = self.counted(body.dimension(slots, 1))
+        row = body.op("Sub", body.op("Add", first, index), self.seen)
+        old = body.op("Less", row, body.constant(0))
+        last = body.op("Sub", self.rows, body.constant(1))
+        row = body.op("Min", body.op("Max", row, body.constant(0)), last)
+        tokens = body.op(
+            "Where",
+            body.op("Unsqueeze", old, body.constant([1, 3])),
+            body.op("GatherND", past, self.slot_index(slots)),
+            body.op("GatherND", rows, self.slot_index(row)),
+        )
+        sizes = [body.constant([0, 0, -1]), self.vector(size), body.op("Shape", rows, start=3)]
+        blocks = body.op("Reshape", body.cast(tokens, FLOAT), body.op("Concat", *sizes, axis=0))
+        mean = body.op("ReduceMean", blocks, body.constant([3]), keepdims=0)
+        return body.op("CastLike", mean, rows)
 
     # Which slots are read
 
@@ -210,14 +261,6 @@ class AttentionSteps(ABC):
             lambda: self.attend(key, value, mask),
         )
 
-    def mask(self) -> ir.Value:
-        """Which of the slots read each row sees, as `additive` makes it."""
-        raise NotImplementedError
-
-    def attend(self, key: ir.Value, value: ir.Value, mask: ir.Value) -> ir.Value:
-        """y [B,Hq,S,D] of key and value [B,Hkv,U,D]."""
-        raise NotImplementedError
-
     def most(self, per_sequence: ir.Value) -> ir.Value:
         """The largest of [B], a scalar."""
         return self.body.op("ReduceMax", per_sequence, keepdims=0)
@@ -232,12 +275,16 @@ class AttentionSteps(ABC):
         """x from `start` to before `end`, scalars, along an axis; None: its first and last."""
         body = self.body
         first, last = (
-            body.constant([edge])
-            if given is None
-            else body.op("Unsqueeze", given, body.constant([0]))
+            body.constant([edge]) if given is None else self.vector(given)
             for given, edge in ((start, 0), (end, FAR))
         )
         return body.op("Slice", x, first, last, body.constant([axis]))
+
+    def slot_within(self, slot: ir.Value) -> ir.Value:
+        """A scalar as one of the `used` slots."""
+        body = self.body
+        last = body.op("Sub", self.used, body.constant(1))
+        return body.op("Max", body.op("Min", slot, last), body.constant(0))
 
     def additive(self, visible: ir.Value) -> ir.Value:
         """Mask [B,1,1,S,U] float32 of visible [B,S,U]: 0 where a row sees a slot."""
@@ -270,6 +317,16 @@ class AttentionSteps(ABC):
         )
         # A part without slots is empty.
         return body.op("Reshape", body.cast(product, FLOAT), shape, allowzero=1)
+
+    def overlaid(
+        self, logits: ir.Value, own: ir.Value, met: ir.Value, start: ir.Value
+    ) -> ir.Value:
+        """Logits [B,Hkv,G,S,U] with `own`, those of the slots from `start` (a scalar) on, in place
+        of theirs where `met` [B,S,U-start]."""
+        body = self.body
+        met = body.op("Unsqueeze", met, body.constant([1, 2]))
+        later = body.op("Where", met, own, self.cut(logits, start, None, axis=4))
+        return body.op("Concat", self.cut(logits, None, start, axis=4), later, axis=4)
 
     def capped_logits(self, logits: ir.Value) -> ir.Value:
         """softcap·tanh(logits / softcap); a cap of 0 at a site of a capped model means none."""
