@@ -9,7 +9,7 @@ import numpy as np
 from ctx_export.core.manifest import BOUNDED, CacheInfo
 from ctx_export.runtime.backend import Ints
 from ctx_export.runtime.errors import ContextLimitError, SessionStateError
-from ctx_export.runtime.landmarks import LandmarkTokens
+from ctx_export.runtime.landmarks import LandmarkTokens, fed_tokens
 from ctx_export.runtime.slots import ring_size, shortest_length, slots_in_use
 
 _FIRST_CAPACITY = 256  # slots
@@ -94,7 +94,7 @@ class Sequences:
                 f"sequence {row} has {seen} tokens and cannot be cut to {length}: "
                 f"give a length from 0 to {seen}"
             )
-        kept = length if self.landmarks is None else int(self.landmarks.fed(np.array(length)))
+        kept = length if self.landmarks is None else fed_tokens(self.landmarks, length)
         if 0 < kept < self.shortest(row):
             raise SessionStateError(
                 f"sequence {row} cannot be cut to {length} tokens: its bounded cache no longer "
