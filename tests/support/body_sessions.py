@@ -1,0 +1,90 @@
+"""A function body in onnxruntime as one node of a model, for calls of any size."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ctx_export.ops.reference_far import FarCase
+from ctx_export.ops.spec import DOMAIN, OPERATORS, PLUGIN_ATTRIBUTES
+
+_TYPES = {
+    np.dtype(np.float64): ir.DataType.DOUBLE,
+    np.dtype(np.float32): ir.DataType.FLOAT,
+    np.dtype(np.float16): ir.DataType.FLOAT16,
+    np.dtype(np.int64): ir.DataType.INT64,
+}
+Array = NDArray[Any]
+
+
+class BodySession:
+    """`function` with a case's attributes; calls have the types of that case and any sizes."""
+
+    def __init__(self, function: ir.Function, case: FarCase, *, optimised: bool = False) -> None:
+        spec = OPERATORS[function.name]
+        self.names = tuple(value.name or "" for value in function.inputs)
+        optional = self.names[len(spec.inputs) :]
+        known = {field.name for field in fields(case)}
+        attributes = {
+            name: kind(getattr(case, name))
+            for name, kind in spec.attributes.items()
+            if name in known
+        }
+        attributes |= {"alias": 1, "optional_inputs": ",".join(optional), **PLUGIN_ATTRIBUTES}
+        node = ir.node(
+            function.name,
+            [_input(name, getattr(case, name)) for name in self.names],
+            attributes,
+            domain=DOMAIN,
+            num_outputs=len(spec.outputs),
+        )
+        for value, name in zip(node.outputs, spec.outputs, strict=True):
+            value.name, value.type = f"out_{name}", node.inputs[0].type
+        graph = ir.Graph(
+            [value for value in node.inputs if value is not None],
+            node.outputs,
+            nodes=[node],
+            opset_imports={"": 23, DOMAIN: 1},
+            name="g",
+        )
+        model = ir.Model(graph, ir_version=10, functions=[function])
+        options = ort.SessionOptions()
+        if not optimised:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self.session = ort.InferenceSession(
+            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, case: FarCase) -> tuple[Array, Array, Array]:
+        """y, present_key and present_value."""
+        y, key, value = self.session.run(None, self._feeds(case))
+        return y, key, value
+
+    def aliased(self, case: FarCase) -> tuple[Array, Array, Array]:
+        """The same with present in past's memory."""
+        binding = self.session.io_binding()
+        given = {
+            name: ort.OrtValue.ortvalue_from_numpy(value)
+            for name, value in self._feeds(case).items()
+        }
+        for name, value in given.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("out_y", "cpu")
+        for part in ("key", "value"):
+            binding.bind_ortvalue_output(f"out_present_{part}", given[f"past_{part}"])
+        self.session.run_with_iobinding(binding)
+        y = binding.get_outputs()[0].numpy()
+        return y, given["past_key"].numpy(), given["past_value"].numpy()
+
+    def _feeds(self, case: FarCase) -> dict[str, Array]:
+        return {name: np.ascontiguousarray(getattr(case, name)) for name in self.names}
+
+
+def _input(name: str, value: Array) -> ir.Value:
+    sizes = [f"{name}_{axis}" for axis in range(value.ndim)]
+    return ir.Value(name=name, type=ir.TensorType(_TYPES[value.dtype]), shape=ir.Shape(sizes))
