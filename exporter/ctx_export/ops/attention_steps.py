@@ -97,13 +97,13 @@ class AttentionSteps:
     def _split_heads(self) -> None:
         """q, k and v as [B,H,S,D]; of a packed one the first heads are q's, the last v's."""
         body, values = self.body, self.values
-        dim = body.op("Shape", values["past_key"], start=3, end=4)
+        dim = self.head_dim()
         if self.layout == Layout.TOKEN_MAJOR:
             for name in ("q", "k", "v"):
                 values[name] = self._by_head(values[name], dim)
             return
         packed = self._by_head(values["q"], dim)
-        kv_heads = body.op("Shape", values["past_key"], start=1, end=2)
+        kv_heads = self.kv_heads()
         values_from = body.op("Neg", kv_heads)
         keys_from = body.op("Mul", kv_heads, body.constant([-2]))
         zero, end, axis = body.constant([0]), body.constant([FAR]), body.constant([1])
@@ -124,8 +124,7 @@ class AttentionSteps:
     def _joined_heads(self, y: ir.Value) -> ir.Value:
         """y [B,H,S,D] as [B,S,H·D]."""
         body = self.body
-        dim = body.op("Shape", self.values["past_key"], start=3, end=4)
-        width = body.op("Mul", body.op("Shape", y, start=1, end=2), dim)
+        width = body.op("Mul", body.op("Shape", y, start=1, end=2), self.head_dim())
         shape = body.op("Concat", body.constant([0, 0]), width, axis=0)
         return body.op("Reshape", body.op("Transpose", y, perm=[0, 2, 1, 3]), shape)
 
@@ -230,7 +229,7 @@ class AttentionSteps:
             body.op("GatherND", past, self.slot_index(slots)),
             body.op("GatherND", rows, self.slot_index(row)),
         )
-        sizes = [body.constant([0, 0, -1]), self.vector(size), body.op("Shape", rows, start=3)]
+        sizes = [body.constant([0, 0, -1]), self.vector(size), self.head_dim()]
         blocks = body.op("Reshape", body.cast(tokens, FLOAT), body.op("Concat", *sizes, axis=0))
         mean = body.op("ReduceMean", blocks, body.constant([3]), keepdims=0)
         return body.op("CastLike", mean, rows)
@@ -301,8 +300,7 @@ class AttentionSteps:
         body = self.body
         # Scaling S·D query values is cheaper than S·U logits.
         scaled = body.op("Mul", body.cast(q, FLOAT), body.attribute("scale", "float"))
-        dim = body.op("Shape", q, start=3, end=4)
-        sizes = [body.constant([0]), self._kv_heads(), body.constant([-1]), dim]
+        sizes = [body.constant([0]), self.kv_heads(), body.constant([-1]), self.head_dim()]
         query = body.op(
             "Reshape", body.op("CastLike", scaled, q), body.op("Concat", *sizes, axis=0)
         )
@@ -310,7 +308,7 @@ class AttentionSteps:
         shape = body.op(
             "Concat",
             body.op("Shape", key, start=0, end=2),
-            self._group(),
+            self.group(),
             body.op("Shape", q, start=2, end=3),
             body.op("Shape", key, start=2, end=3),
             axis=0,
@@ -344,7 +342,7 @@ class AttentionSteps:
         body = self.body
         if "head_sink" not in self.values:
             return body.op("Softmax", logits, axis=-1)
-        sizes = [body.constant([1]), self._kv_heads(), body.constant([-1]), body.constant([1, 1])]
+        sizes = [body.constant([1]), self.kv_heads(), body.constant([-1]), body.constant([1, 1])]
         sink = body.op("Reshape", self.values["head_sink"], body.op("Concat", *sizes, axis=0))
         leading = body.op("Shape", logits, start=0, end=4)
         column = body.op("Concat", leading, body.constant([1]), axis=0)
@@ -367,13 +365,18 @@ class AttentionSteps:
         weights = body.op("CastLike", body.op("Reshape", weights, flat), value)
         return body.op("Reshape", body.op("MatMul", weights, value), body.op("Shape", q))
 
-    def _kv_heads(self) -> ir.Value:
+    def head_dim(self) -> ir.Value:
+        """[1]."""
+        return self.body.op("Shape", self.values["past_key"], start=3)
+
+    def kv_heads(self) -> ir.Value:
+        """[1]."""
         return self.body.op("Shape", self.values["past_key"], start=1, end=2)
 
-    def _group(self) -> ir.Value:
+    def group(self) -> ir.Value:
         """Query heads of one KV head, [1]."""
         heads = self.body.op("Shape", self.values["q"], start=1, end=2)
-        return self.body.op("Div", heads, self._kv_heads())
+        return self.body.op("Div", heads, self.kv_heads())
 
     def _padded(self, y: ir.Value) -> ir.Value:
         """0 for rows that are no tokens, NaN for tokens that have no slot."""

@@ -75,7 +75,8 @@ class BodyBuilder:
         self._count += 1
         names = [f"v{self._count}_{part}" for part in ("step", "go", "state")]
         number, go, state = (ir.Value(name=name) for name in names)
-        number.type, go.type = ir.TensorType(ir.DataType.INT64), ir.TensorType(ir.DataType.BOOL)
+        for value, dtype in ((number, ir.DataType.INT64), (go, ir.DataType.BOOL)):
+            value.type, value.shape = ir.TensorType(dtype), ir.Shape(())
         body = self._branch(lambda: step(number, state))
         same = ir.node("Identity", [go], name=f"Identity_{self._count}")
         same.outputs[0].name = f"v{self._count}_on"
