@@ -53,7 +53,10 @@ Ints = NDArray[np.int64]
 
 
 # Scores nearer than this share of the largest are equal in float32.
-_UNDECIDED = 1e-5
+_UNDECIDED = 2e-6
+# Where more than this share of the tokens before a row is undecided, what the row reads is, too:
+# landmark tokens' keys are all the same in a model's first layer.
+_UNDECIDED_SHARE = 0.05
 
 
 def needs_pairs(manifest: Manifest) -> bool:
@@ -346,10 +349,14 @@ def _synthetic(
 
 def _measured(model: PairwiseReference, call: _Call) -> BlockReference:
     """The reference of one call, without the rows whose choice of blocks rounding to float32 can
-    turn: nothing says there which of two is right."""
+    turn, where nothing says which of two is right, and those that mostly read such tokens."""
     logits = call.run(model)
-    margins = np.broadcast_to(model.margins(), int(call.rows.max()) + 1)[call.rows]
-    decided = margins > _UNDECIDED
+    margins = model.margins()
+    if not margins.ndim:
+        margins = np.broadcast_to(margins, int(call.rows.max()) + 1)
+    undecided = margins <= _UNDECIDED
+    share = undecided.cumsum() / np.arange(1, len(undecided) + 1)
+    decided = (~undecided & (share <= _UNDECIDED_SHARE))[call.rows]
     return BlockReference(
         positions=call.positions[decided],
         logits=logits[decided],
