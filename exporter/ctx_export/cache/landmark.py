@@ -6,7 +6,7 @@ from ctx_export.cache.base import Asked, Reach, ReachPolicy
 from ctx_export.core.errors import UserError
 from ctx_export.core.rules import Landmark
 
-_SINKS, _BLOCK, _SMALL_BLOCK, _SMALL_SPAN = 4, 64, 16, 2048
+_SINKS, _BLOCK, _SMALL_BLOCK, _SMALL_SPAN = 4, 64, 8, 2048
 
 
 def decide(asked: Asked) -> Reach:

@@ -271,7 +271,7 @@ class Session:
         sequences = self._sequences
 
         def limit(tokens: int) -> int:
-            return backend.chunk_limit(sequences.most_slots(tokens))
+            return backend.chunk_limit(sequences.most_scores(tokens))
 
         try:
             for chunk in chunks(counts, sequences.seen, self._chunk, limit):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ctx_export.core.manifest import BOUNDED, CacheInfo
-from ctx_export.core.rules import Landmark, Memory
+from ctx_export.core.rules import DualChunk, Landmark, Memory, SelfExtend
 from ctx_export.runtime.backend import Ints
 
 
@@ -62,6 +62,17 @@ def slots_in_use(tokens: int, cache: CacheInfo) -> int:
     elif isinstance(rule, Memory) and tokens > cache.sinks:
         tokens += rule.memory_slots
     return min(tokens, cache.capacity)
+
+
+def scores_of_row(tokens: int, cache: CacheInfo) -> int:
+    """Scores that a head of one row has at once, where a sequence has `tokens` tokens."""
+    slots, rule = slots_in_use(tokens, cache), cache.parameters
+    if isinstance(rule, Landmark):
+        read = cache.sinks + (rule.topk + 1) * rule.block + cache.window
+        return min(slots, tokens // rule.block + read)
+    if isinstance(rule, SelfExtend):
+        return 2 * slots
+    return 3 * slots if isinstance(rule, DualChunk | Memory) else slots
 
 
 def shortest_length(peak: int, cache: CacheInfo) -> int:
