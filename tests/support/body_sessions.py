@@ -10,6 +10,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from ctx_export.ops import reference_far as far
+from ctx_export.ops.bodies import FAR_BODIES
 from ctx_export.ops.reference_far import FarCase
 from ctx_export.ops.spec import DOMAIN, OPERATORS, PLUGIN_ATTRIBUTES
 
@@ -19,13 +21,36 @@ _TYPES = {
     np.dtype(np.float16): ir.DataType.FLOAT16,
     np.dtype(np.int64): ir.DataType.INT64,
 }
+_OPERATORS = {
+    far.SelfExtendCase: "SelfExtendAttention",
+    far.DualChunkCase: "DualChunkAttention",
+    far.MemoryCase: "MemoryAttention",
+    far.LandmarkCase: "LandmarkAttention",
+}
 Array = NDArray[Any]
 
 
-class BodySession:
-    """`function` with a case's attributes; calls have the types of that case and any sizes."""
+def far_body(case: FarCase) -> ir.Function:
+    """The body that serves a case."""
+    body = FAR_BODIES[_OPERATORS[type(case)]]
+    optional = ("inv_freq", "multiplier", "head_sink")
+    own = {}
+    if isinstance(case, far.LandmarkCase):
+        own = {"shared": bool(case.shared), "landmark": bool(case.landmark)}
+    variant = body.variant(
+        optional=tuple(name for name in optional if getattr(case, name) is not None),
+        softcap=case.softcap != 0,
+        layout=case.layout,
+        **own,
+    )
+    return body.make(variant)
 
-    def __init__(self, function: ir.Function, case: FarCase, *, optimised: bool = False) -> None:
+
+class BodySession:
+    """The body that serves `case` with its attributes, for calls of its types and any sizes."""
+
+    def __init__(self, case: FarCase) -> None:
+        function = far_body(case)
         spec = OPERATORS[function.name]
         self.names = tuple(value.name or "" for value in function.inputs)
         optional = self.names[len(spec.inputs) :]
@@ -54,8 +79,7 @@ class BodySession:
         )
         model = ir.Model(graph, ir_version=10, functions=[function])
         options = ort.SessionOptions()
-        if not optimised:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.session = ort.InferenceSession(
             ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )

@@ -12,12 +12,14 @@ from typing import Protocol
 import onnx_ir as ir
 
 from ctx_export.ops.builder import FLOAT, BodyBuilder
-from ctx_export.ops.rotary import rotary_table, turned
+from ctx_export.ops.rotary import rotary_run, rotary_table, turned
 from ctx_export.ops.spec import DOMAIN, Layout, OperatorSpec
 
 FAR = 1 << 62  # farther than any token
-MASKED = -3.0e38  # finite, so that a row without visible keys stays finite until it is zeroed
+_MASKED = -3.0e38  # finite, so that a row without visible keys stays finite until it is zeroed
 _COPY_SHARE = 16  # rows of attention over one slot that cost as much as copying it, measured
+
+Table = tuple[ir.Value, ir.Value]  # cos and sin [1|B,1|N,F], float32
 
 
 class Variant(Protocol):
@@ -116,17 +118,14 @@ class AttentionSteps:
 
     def _by_head(self, x: ir.Value, dim: ir.Value) -> ir.Value:
         """x [B,S,H·D] as [B,H,S,D]."""
-        body = self.body
-        heads = body.op("Div", body.op("Shape", x, start=2, end=3), dim)
-        shape = body.op("Concat", body.constant([0, 0]), heads, dim, axis=0)
-        return body.op("Transpose", body.op("Reshape", x, shape), perm=[0, 2, 1, 3])
+        heads = self.body.op("Div", self.size(x, 2), dim)
+        return self.body.op("Transpose", self.reshaped(x, 0, 0, heads, dim), perm=[0, 2, 1, 3])
 
     def _joined_heads(self, y: ir.Value) -> ir.Value:
         """y [B,H,S,D] as [B,S,H·D]."""
-        body = self.body
-        width = body.op("Mul", body.op("Shape", y, start=1, end=2), self.head_dim())
-        shape = body.op("Concat", body.constant([0, 0]), width, axis=0)
-        return body.op("Reshape", body.op("Transpose", y, perm=[0, 2, 1, 3]), shape)
+        width = self.body.op("Mul", self.size(y, 1), self.head_dim())
+        rows = self.body.op("Transpose", y, perm=[0, 2, 1, 3])
+        return self.reshaped(rows, 0, 0, width)
 
     # Positions and rotation
 
@@ -161,18 +160,39 @@ class AttentionSteps:
         """A scalar as [1]."""
         return self.body.op("Unsqueeze", scalar, self.body.constant([0]))
 
-    def table(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def table(self, positions: ir.Value) -> Table:
+        """cos and sin of positions [1|B,N]."""
         values = self.values
         return rotary_table(self.body, positions, values["inv_freq"], values["multiplier"])
 
+    def run(self, start: ir.Value, step: ir.Value, count: ir.Value) -> Table | None:
+        """The same at `count` positions from `start` on, `step` apart; all three are scalars.
+        None where the call has no frequencies."""
+        values = self.values
+        if "inv_freq" not in values:
+            return None
+        numbers = (start, step, count)
+        return rotary_run(self.body, numbers, values["inv_freq"], values["multiplier"])
+
+    def rows_of(self, table: Table | None, index: ir.Value) -> Table | None:
+        """The table's rows `index` [N]."""
+        if table is None:
+            return None
+        cos, sin = (self.body.op("Gather", part, index, axis=1) for part in table)
+        return cos, sin
+
     def turned(self, x: ir.Value, positions: ir.Value) -> ir.Value:
-        """x [B,H,N,D] rotated at `positions` [1|B,N] and rounded to its type; x itself where the
+        """x [B,H,N,D] rotated at `positions` [1|B,1|N] and rounded to its type; x itself where the
         call has no frequencies."""
-        if "inv_freq" not in self.values:
+        return self.turned_by(x, self.table(positions) if "inv_freq" in self.values else None)
+
+    def turned_by(self, x: ir.Value, table: Table | None) -> ir.Value:
+        """The same by a table [1|B,1|N,F]."""
+        if table is None:
             return x
         body = self.body
-        sizes = body.op("Concat", body.op("Shape", x, end=1), body.constant([1, 1]), axis=0)
-        cos, sin = (body.op("Expand", part, sizes) for part in self.table(positions))
+        sizes = self.sizes(self.size(x, 0), self.size(x, 2), 1)
+        cos, sin = (body.op("Expand", part, sizes) for part in table)
         return body.op("CastLike", turned(body, x, (cos, sin)), x)
 
     # Writing
@@ -199,10 +219,7 @@ class AttentionSteps:
     def slot_index(self, slots: ir.Value) -> ir.Value:
         """(batch, head, slot) of slots [B,N] in every KV head: [B,Hkv,N,3]."""
         body, heads = self.body, self.values["k"]
-        sizes = body.op("Shape", heads, start=0, end=2)
-        column = body.op(
-            "Concat", sizes, body.op("Shape", slots, start=1, end=2), body.constant([1]), axis=0
-        )
+        column = self.sizes(self.size(heads, 0), self.size(heads, 1), self.size(slots, 1), 1)
         batch, count = body.dimension(heads, 0), body.dimension(heads, 1)
         parts = [
             body.op("Unsqueeze", self.counted(batch), body.constant([1, 2, 3])),
@@ -229,8 +246,8 @@ class AttentionSteps:
             body.op("GatherND", past, self.slot_index(slots)),
             body.op("GatherND", rows, self.slot_index(row)),
         )
-        sizes = [body.constant([0, 0, -1]), self.vector(size), self.head_dim()]
-        blocks = body.op("Reshape", body.cast(tokens, FLOAT), body.op("Concat", *sizes, axis=0))
+        tokens = body.cast(tokens, FLOAT)
+        blocks = self.reshaped(tokens, 0, 0, -1, self.vector(size), self.head_dim())
         mean = body.op("ReduceMean", blocks, body.constant([3]), keepdims=0)
         return body.op("CastLike", mean, rows)
 
@@ -289,7 +306,7 @@ class AttentionSteps:
         """Mask [B,1,1,S,U] float32 of visible [B,S,U]: 0 where a row sees a slot."""
         body = self.body
         visible = body.op("Unsqueeze", visible, body.constant([1, 2]))
-        zero, masked = body.constant(0.0, float), body.constant(MASKED, float)
+        zero, masked = body.constant(0.0, float), body.constant(_MASKED, float)
         return body.cast(body.op("Where", visible, zero, masked), FLOAT)
 
     # Attention
@@ -300,19 +317,11 @@ class AttentionSteps:
         body = self.body
         # Scaling S·D query values is cheaper than S·U logits.
         scaled = body.op("Mul", body.cast(q, FLOAT), body.attribute("scale", "float"))
-        sizes = [body.constant([0]), self.kv_heads(), body.constant([-1]), self.head_dim()]
-        query = body.op(
-            "Reshape", body.op("CastLike", scaled, q), body.op("Concat", *sizes, axis=0)
-        )
+        scaled = body.op("CastLike", scaled, q)
+        query = self.reshaped(scaled, 0, self.kv_heads(), -1, self.head_dim())
         product = body.op("MatMul", query, body.op("Transpose", key, perm=[0, 1, 3, 2]))
-        shape = body.op(
-            "Concat",
-            body.op("Shape", key, start=0, end=2),
-            self.group(),
-            body.op("Shape", q, start=2, end=3),
-            body.op("Shape", key, start=2, end=3),
-            axis=0,
-        )
+        batch, slots = self.size(key, 0), self.size(key, 2)
+        shape = self.sizes(batch, self.kv_heads(), self.group(), self.size(q, 2), slots)
         # A part without slots is empty.
         return body.op("Reshape", body.cast(product, FLOAT), shape, allowzero=1)
 
@@ -342,10 +351,8 @@ class AttentionSteps:
         body = self.body
         if "head_sink" not in self.values:
             return body.op("Softmax", logits, axis=-1)
-        sizes = [body.constant([1]), self.kv_heads(), body.constant([-1]), body.constant([1, 1])]
-        sink = body.op("Reshape", self.values["head_sink"], body.op("Concat", *sizes, axis=0))
-        leading = body.op("Shape", logits, start=0, end=4)
-        column = body.op("Concat", leading, body.constant([1]), axis=0)
+        sink = self.reshaped(self.values["head_sink"], 1, self.kv_heads(), -1, 1, 1)
+        column = self.sizes(body.op("Shape", logits, end=4), 1)
         joined = body.op("Concat", logits, body.op("Expand", sink, column), axis=4)
         weights = body.op("Softmax", joined, axis=-1)
         return body.op(
@@ -355,15 +362,42 @@ class AttentionSteps:
     def weighted(self, weights: ir.Value, value: ir.Value, q: ir.Value) -> ir.Value:
         """Sums of value [B,Hkv,U,D] by weights [B,Hkv,G,S,U], as q [B,Hq,S,D] lies."""
         body = self.body
-        flat = body.op(
-            "Concat",
-            body.op("Shape", value, start=0, end=2),
-            body.constant([-1]),
-            body.op("Shape", value, start=2, end=3),
-            axis=0,
-        )
-        weights = body.op("CastLike", body.op("Reshape", weights, flat), value)
+        weights = self.reshaped(weights, 0, 0, -1, self.size(value, 2))
+        weights = body.op("CastLike", weights, value)
         return body.op("Reshape", body.op("MatMul", weights, value), body.op("Shape", q))
+
+    def masked(self, kept: ir.Value, logits: ir.Value) -> ir.Value:
+        """Logits, float32, where they are kept; elsewhere such that their weight is 0."""
+        masked = self.body.cast(self.body.constant(_MASKED, float), FLOAT)
+        return self.body.op("Where", kept, logits, masked)
+
+    def _padded(self, y: ir.Value) -> ir.Value:
+        """0 for rows that are no tokens, NaN for tokens that have no slot."""
+        body = self.body
+        zero = body.op("CastLike", body.constant(0.0, float), y)
+        token = body.op("Unsqueeze", self.is_token, body.constant([1, 3]))
+        y = body.op("Where", token, y, zero)
+        if self.overflow is None:
+            return y
+        nan = body.op("CastLike", body.constant(float("nan"), float), y)
+        overflow = body.op("Unsqueeze", self.overflow, body.constant([1, 3]))
+        return body.op("Where", overflow, nan, y)
+
+    # Sizes
+
+    def size(self, x: ir.Value, axis: int) -> ir.Value:
+        """A dimension as [1]."""
+        return self.body.op("Shape", x, start=axis, end=axis + 1)
+
+    def sizes(self, *parts: int | ir.Value) -> ir.Value:
+        """A shape of numbers and of vectors."""
+        body = self.body
+        vectors = [body.constant([part]) if isinstance(part, int) else part for part in parts]
+        return body.op("Concat", *vectors, axis=0)
+
+    def reshaped(self, x: ir.Value, *parts: int | ir.Value) -> ir.Value:
+        """x in a shape of `parts`; 0 keeps a dimension, -1 takes what is left."""
+        return self.body.op("Reshape", x, self.sizes(*parts))
 
     def head_dim(self) -> ir.Value:
         """[1]."""
@@ -377,15 +411,3 @@ class AttentionSteps:
         """Query heads of one KV head, [1]."""
         heads = self.body.op("Shape", self.values["q"], start=1, end=2)
         return self.body.op("Div", heads, self.kv_heads())
-
-    def _padded(self, y: ir.Value) -> ir.Value:
-        """0 for rows that are no tokens, NaN for tokens that have no slot."""
-        body = self.body
-        zero = body.op("CastLike", body.constant(0.0, float), y)
-        token = body.op("Unsqueeze", self.is_token, body.constant([1, 3]))
-        y = body.op("Where", token, y, zero)
-        if self.overflow is None:
-            return y
-        nan = body.op("CastLike", body.constant(float("nan"), float), y)
-        overflow = body.op("Unsqueeze", self.overflow, body.constant([1, 3]))
-        return body.op("Where", overflow, nan, y)

@@ -21,10 +21,11 @@ class _DualChunk(AttentionSteps):
         body, q = self.body, self.values["q"]
         chunk = body.attribute("chunk")
         last = body.op("Sub", body.attribute("reach"), body.constant(1))
-        slots = body.op("Unsqueeze", self.counted(self.used), body.constant([0]))
-        key = self.turned(key, body.op("Mod", slots, chunk))
+        slots = self.counted(self.used)
+        table = self.run(body.constant(0), body.constant(1), body.op("Min", chunk, self.used))
+        key = self.turned_by(key, self.rows_of(table, body.op("Mod", slots, chunk)))
         at = body.op("Mod", self.token, chunk)
-        anywhere = body.op("Add", body.op("Mul", at, body.constant(0)), last)
+        anywhere = body.op("Unsqueeze", last, body.constant([0, 1]))
         logits = self.logits(self.turned(q, anywhere), key)
 
         row_chunk = body.op("Unsqueeze", body.op("Div", self.token, chunk), body.constant([2]))
@@ -34,7 +35,7 @@ class _DualChunk(AttentionSteps):
             start = body.op("Mul", body.op("Sub", first, body.constant(back)), chunk)
             start = self.slot_within(start)
             own = self.logits(self.turned(q, positions), self.cut(key, start, None))
-            key_chunk = body.op("Div", self.cut(slots, start, None, axis=1), chunk)
+            key_chunk = body.op("Div", self.cut(slots, start, None, axis=0), chunk)
             behind = body.op("Sub", row_chunk, key_chunk)
             met = body.op("LessOrEqual", behind, body.constant(back))
             logits = self.overlaid(logits, own, met, start)

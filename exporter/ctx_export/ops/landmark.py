@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ctx_export.ops.attention_steps import MASKED, AttentionSteps
+from ctx_export.ops.attention_steps import AttentionSteps
 from ctx_export.ops.builder import FLOAT
 from ctx_export.ops.far import FarVariant
 from ctx_export.ops.spec import LANDMARK_ATTENTION
@@ -136,11 +136,12 @@ class _Landmark(AttentionSteps):
         self.window, self.topk = body.attribute("window"), body.attribute("topk")
         self._representatives()
         heads = self.values["k" if self.variant.shared else "q"]
-        sizes = [body.dimension(heads, axis) for axis in (0, 1, 3)]
-        elements = body.op("Mul", self.chosen, self.block)
-        for size in sizes:
-            elements = body.op("Mul", elements, size)
-        rows = body.op("Div", body.constant(_PASS_ELEMENTS), elements)
+        self.span = body.op("Mul", self.chosen, self.block)
+        gathered = body.op("Mul", self.span, body.dimension(heads, 1))  # keys of one row
+        self._block_keys(body.op("Mul", gathered, self.rows))
+        for axis in (0, 3):
+            gathered = body.op("Mul", gathered, body.dimension(heads, axis))
+        rows = body.op("Div", body.constant(_PASS_ELEMENTS), gathered)
         rows = body.op("Min", body.op("Max", rows, one), self.rows)
         trips = body.op("Div", body.op("Sub", body.op("Add", self.rows, rows), one), rows)
 
@@ -157,23 +158,37 @@ class _Landmark(AttentionSteps):
         body, one = self.body, self.body.constant(1)
         own = body.op("Sub", self.stride, one)  # the last slot of a block
         start = self._held(body.op("Add", self.sinks, own))
-        end = body.op("Max", self._slot(self.most(self.total)), body.op("Add", start, one))
-        edges = [self.vector(edge) for edge in (start, end)]
+        self.used = body.op("Max", self._slot(self.most(self.total)), body.op("Add", start, one))
+        edges = [self.vector(edge) for edge in (start, self.used)]
         found = body.op("Slice", self.key, *edges, body.constant([2]), self.vector(self.stride))
         found = body.cast(found, FLOAT)
         self.blocks = body.dimension(found, 2)
         self.chosen = body.op("Min", self.topk, self.blocks)
-        self.number = body.op("Unsqueeze", self.counted(self.blocks), body.constant([0]))  # [1,M]
         offset = (
             body.op("Sub", self.block, one)
             if self.variant.landmark
             else body.op("Div", self.block, body.constant(2))
         )
-        place = body.op("Mul", self.number, self.block)
         at = body.op("Add", self.sinks, offset)
-        self.near_keys = self.turned(found, body.op("Add", place, at))
-        same = body.op("Mul", place, body.constant(0))
-        self.far_keys = self.turned(found, body.op("Add", same, at))
+        self.near_keys = self.turned_by(found, self.run(at, self.block, self.blocks))
+        self.far_keys = self.turned(found, body.op("Unsqueeze", at, body.constant([0, 1])))
+
+    def _block_keys(self, gathered: ir.Value) -> None:
+        """A block is rotated as if it began at position 0: once for all where the call gathers
+        more keys than there are, else after they are gathered."""
+        body, zero = self.body, self.body.constant(0)
+        self.offsets = self.run(zero, body.constant(1), self.block)
+        every = body.op("Mul", body.dimension(self.key, 1), self.used)
+        self.early = body.op("Greater", gathered, every)
+
+        def rotated() -> ir.Value:
+            keys = self.cut(self.key, None, self.used)
+            after = body.op("Sub", self.counted(body.dimension(keys, 2)), self.sinks)
+            last = body.op("Sub", self.block, body.constant(1))
+            offset = body.op("Min", body.op("Mod", after, self.stride), last)
+            return self.turned_by(keys, self.rows_of(self.offsets, offset))
+
+        self.rotated = body.choose(self.early, rotated, lambda: self.cut(self.key, None, zero))
 
     def _pass(self, start: ir.Value, end: ir.Value) -> ir.Value:
         """y [B,Hq,R,D] of the rows from `start` to before `end`."""
@@ -216,14 +231,13 @@ class _Landmark(AttentionSteps):
         body, q = self.body, self.body.cast(rows.q, FLOAT)
         near = self.logits(self.turned(q, rows.token), self.near_keys)
         far = self.logits(self.turned(q, rows.far), self.far_keys)
-        number = self.number
+        number = self.counted(self.blocks)
         is_near = body.op("GreaterOrEqual", number, self._by_row(rows.oldest_near))
         scores = body.op("Where", is_near, near, far)
         if self.variant.shared:
             scores = body.op("ReduceSum", scores, body.constant([2]), keepdims=1)
         candidate = body.op("Less", number, self._by_row(rows.candidates))
-        masked = body.cast(body.constant(MASKED, float), FLOAT)
-        scores = body.op("Where", candidate, scores, masked)
+        scores = self.masked(candidate, scores)
         top = ir.node("TopK", [scores, self.vector(self.chosen)], num_outputs=2)
         body.append(top)
         return top.outputs[1]
@@ -231,100 +245,66 @@ class _Landmark(AttentionSteps):
     def _block_logits(self, rows: _Rows) -> tuple[ir.Value, ir.Value]:
         """Logits of the tokens of the chosen blocks [B,Hkv,G,R,K,b], and their slots
         [B,Hkv,O·R·K·b]."""
-        body = self.body
+        body, size = self.body, self.vector(self.block)
         blocks = self._choice(rows)
         first = body.op("Add", self.sinks, body.op("Mul", blocks, self.stride))
-        offset = self.counted(self.block)
-        slots = body.op("Add", body.op("Unsqueeze", first, body.constant([5])), offset)
-        slots = self._held(body.op("Reshape", slots, body.constant([0, 0, -1])))
+        first = body.op("Unsqueeze", first, body.constant([5]))
+        slots = body.op("Add", first, self.counted(self.block))
+        slots = self._held(self.reshaped(slots, 0, 0, -1))
 
-        # [B,X,b,D] with X = Hkv·O·R·K: all blocks are rotated as the one right after position 0.
-        sizes = [body.constant([0, -1]), self.vector(self.block), self.head_dim()]
-        keys = self._gathered(self.key, slots)
-        keys = body.op("Reshape", keys, body.op("Concat", *sizes, axis=0))
-        keys = self.turned(keys, body.op("Unsqueeze", offset, body.constant([0])))
+        def blocks_of(x: ir.Value) -> ir.Value:
+            """[B,X,b,D], X = Hkv·O·R·K."""
+            return self.reshaped(self._gathered(x, slots), 0, -1, size, self.head_dim())
 
+        keys = body.choose(
+            self.early,
+            lambda: blocks_of(self.rotated),
+            lambda: self.turned_by(blocks_of(self.key), self.offsets),
+        )
         place = body.op("Add", self.sinks, body.op("Mul", blocks, self.block))
         is_near = body.op("GreaterOrEqual", blocks, self._by_row(rows.oldest_near))
         near = body.op("Sub", self._by_row(rows.token), place)
         far = body.op("Sub", self._by_row(rows.far), self.sinks)
-        product = body.op(
-            "MatMul", keys, self._block_queries(rows, body.op("Where", is_near, near, far))
-        )
-        product = body.cast(product, FLOAT)  # [B,X,b,G/O]
-        row_sizes = [body.op("Shape", blocks, start=axis, end=axis + 1) for axis in range(5)]
-        inner = body.op("Shape", product, start=3)
-        shape = [*row_sizes, self.vector(self.block), inner]
-        logits = body.op("Reshape", product, body.op("Concat", *shape, axis=0))
+        q = self._block_queries(rows, body.op("Where", is_near, near, far))
+        product = body.cast(body.op("MatMul", keys, q), FLOAT)  # [B,X,b,G/O]
+        count, chosen = self.size(rows.token, 1), self.vector(self.chosen)
+        inner = self.size(product, 3)
+        logits = self.reshaped(product, 0, self.kv_heads(), -1, count, chosen, size, inner)
         logits = body.op("Transpose", logits, perm=[0, 1, 2, 6, 3, 4, 5])
-        shape = [*row_sizes[:2], self.group(), *row_sizes[3:], self.vector(self.block)]
-        logits = self.capped_logits(body.op("Reshape", logits, body.op("Concat", *shape, axis=0)))
+        logits = self.reshaped(logits, 0, 0, self.group(), count, chosen, size)
         candidate = body.op("Less", blocks, self._by_row(rows.candidates))
-        masked = body.cast(body.constant(MASKED, float), FLOAT)
-        return body.op(
-            "Where", body.op("Unsqueeze", candidate, body.constant([5])), logits, masked
-        ), slots
+        candidate = body.op("Unsqueeze", candidate, body.constant([5]))
+        return self.masked(candidate, self.capped_logits(logits)), slots
 
     def _block_queries(self, rows: _Rows, positions: ir.Value) -> ir.Value:
         """scale · q at `positions` [B,Hkv,O,R,K] from the blocks' first tokens: [B,X,D,G/O]."""
-        body, dim = self.body, self.head_dim()
-        outer = body.op("Shape", positions, start=2, end=3)
+        body, heads, dim = self.body, self.kv_heads(), self.head_dim()
+        outer, count = self.size(positions, 2), self.size(positions, 3)
         inner = body.op("Div", self.group(), outer)
-        row_count = body.op("Shape", positions, start=3, end=4)
-        chosen = body.op("Shape", positions, start=4)
-        shape = [
-            body.constant([0]),
-            self.kv_heads(),
-            outer,
-            inner,
-            row_count,
-            body.constant([1]),
-            dim,
-        ]
-        q = body.op("Reshape", rows.q, body.op("Concat", *shape, axis=0))
-        q = body.op(
-            "Expand",
-            q,
-            body.op("Concat", body.constant([1, 1, 1, 1, 1]), chosen, body.constant([1]), axis=0),
-        )
+        q = self.reshaped(rows.q, 0, heads, outer, inner, count, 1, dim)
+        chosen = self.sizes(1, 1, 1, 1, 1, self.vector(self.chosen), 1)
+        q = body.op("Expand", q, chosen)
         positions = body.op("Unsqueeze", positions, body.constant([3]))
         positions = body.op("Expand", positions, body.op("Shape", q, end=6))
-        flat = body.op("Concat", body.constant([0, 1, -1]), dim, axis=0)
-        q = self.turned(
-            body.op("Reshape", q, flat), body.op("Reshape", positions, body.constant([0, -1]))
-        )
+        q = self.turned(self.reshaped(q, 0, 1, -1, dim), self.reshaped(positions, 0, -1))
         scaled = body.op("Mul", body.cast(q, FLOAT), body.attribute("scale", "float"))
-        # [B,Hkv,O,G/O,R·K,D]
-        shape = [body.constant([0]), self.kv_heads(), outer, inner, body.constant([-1]), dim]
-        q = body.op("Reshape", body.op("CastLike", scaled, q), body.op("Concat", *shape, axis=0))
-        q = body.op("Transpose", q, perm=[0, 1, 2, 4, 5, 3])
-        return body.op("Reshape", q, body.op("Concat", body.constant([0, -1]), dim, inner, axis=0))
+        q = self.reshaped(body.op("CastLike", scaled, q), 0, heads, outer, inner, -1, dim)
+        return self.reshaped(body.op("Transpose", q, perm=[0, 1, 2, 4, 5, 3]), 0, -1, dim, inner)
 
     def _block_values(self, rows: _Rows, weights: ir.Value, slots: ir.Value) -> ir.Value:
         """Sums [B,Hq,R,D] of the values in `slots` by weights [B,Hkv,G,R,K·b]."""
-        body = self.body
-        span = body.op("Mul", self.chosen, self.block)
-        values = self._gathered(self.value, slots)
-        shape = body.op(
-            "Concat", body.constant([0, -1]), self.vector(span), self.head_dim(), axis=0
-        )
-        values = body.op("Reshape", values, shape)  # [B,Hkv·O·R,K·b,D]
+        body, span, dim = self.body, self.vector(self.span), self.head_dim()
+        values = self.reshaped(self._gathered(self.value, slots), 0, -1, span, dim)
         weights = body.op("CastLike", weights, values)
-        if self.variant.shared:
+        if self.variant.shared:  # values [B,Hkv·R,K·b,D]
             weights = body.op("Transpose", weights, perm=[0, 1, 3, 2, 4])
-        inner = self.group() if self.variant.shared else body.constant([1])
-        shape = body.op("Concat", body.constant([0, -1]), inner, self.vector(span), axis=0)
-        y = body.op("MatMul", body.op("Reshape", weights, shape), values)
-        if self.variant.shared:
-            sizes = [
-                body.constant([0]),
-                self.kv_heads(),
-                body.constant([-1]),
-                inner,
-                self.head_dim(),
-            ]
-            y = body.op("Reshape", y, body.op("Concat", *sizes, axis=0))
+            weights = self.reshaped(weights, 0, -1, self.group(), span)
+            y = self.reshaped(
+                body.op("MatMul", weights, values), 0, self.kv_heads(), -1, self.group(), dim
+            )
             y = body.op("Transpose", y, perm=[0, 1, 3, 2, 4])
+        else:  # [B,Hq·R,K·b,D]
+            y = body.op("MatMul", self.reshaped(weights, 0, -1, 1, span), values)
         return body.op("Reshape", y, body.op("Shape", rows.q))
 
     # Sinks and the tokens after the candidates
@@ -365,9 +345,8 @@ class _Landmark(AttentionSteps):
     ) -> tuple[ir.Value, ir.Value]:
         """One softmax: weights of near [B,Hkv,G,R,L] and of blocks as [B,Hkv,G,R,K·b]."""
         body = self.body
-        flat = body.op("Reshape", blocks, body.constant([0, 0, 0, 0, -1]))
-        masked = body.cast(body.constant(MASKED, float), FLOAT)
-        near = body.op("Where", visible, near, masked)
+        flat = self.reshaped(blocks, 0, 0, 0, 0, -1)
+        near = self.masked(visible, near)
         weights = self.softmax(body.op("Concat", near, flat, axis=4))
         length = body.dimension(near, 4)
         return self.cut(weights, None, length, axis=4), self.cut(weights, length, None, axis=4)
@@ -381,7 +360,6 @@ class _Landmark(AttentionSteps):
         of all other blocks; an inner one is over the tokens of every block.
         """
         body = self.body
-        masked = body.cast(body.constant(MASKED, float), FLOAT)
         last = body.op("Sub", self.block, body.constant(1))
         after = body.op("Sub", tokens, self.sinks)
         sink = body.op("Less", after, body.constant(0))
@@ -395,38 +373,32 @@ class _Landmark(AttentionSteps):
         own = body.op("Equal", body.op("Div", after, self.block), self._by_row(own_block))
         own = body.op("Or", sink, own)
         outer = body.op("And", visible, body.op("Xor", own, is_landmark))
-        gate_logits = self.cut(blocks, last, self.block, axis=5)
-        gates = body.op("Squeeze", gate_logits, body.constant([5]))
-        shares = body.op(
-            "Softmax",
-            body.op("Concat", body.op("Where", outer, near, masked), gates, axis=4),
-            axis=-1,
-        )
+        gates = body.op("Squeeze", self.cut(blocks, last, self.block, axis=5), body.constant([5]))
+        joined = body.op("Concat", self.masked(outer, near), gates, axis=4)
+        shares = body.op("Softmax", joined, axis=-1)
         length = body.dimension(near, 4)
         near_shares = self.cut(shares, None, length, axis=4)
         gates = body.op("Unsqueeze", self.cut(shares, length, None, axis=4), body.constant([5]))
-
-        flat = body.constant([0, 0, 0, 0, -1])
-        size = body.op("Concat", flat, self.vector(self.block), axis=0)
-        weights = body.op("Reshape", body.op("Mul", gates, self._within(blocks)), flat)
+        weights = body.op("Mul", gates, self._within(blocks))
 
         # A token has a share of its own block or of the landmark's; the other one is 0.
+        size = self.vector(self.block)
         tail, tail_logits = (
-            body.op("Reshape", self.cut(part, self.sinks, None, axis=4), size)
+            self.reshaped(self.cut(part, self.sinks, None, axis=4), 0, 0, 0, 0, -1, size)
             for part in (near_shares, near)
         )
         tail_gates = self.cut(tail, last, self.block, axis=5)
         tail = body.op("Add", tail, body.op("Mul", tail_gates, self._within(tail_logits)))
         zero = body.cast(body.constant(0.0, float), FLOAT)
-        tail = body.op("Reshape", body.op("Where", self._is_last(), zero, tail), flat)
+        tail = body.op("Where", self._is_last(), zero, tail)
         sinks = self.cut(near_shares, None, self.sinks, axis=4)
-        return body.op("Concat", sinks, tail, axis=4), weights
+        near_weights = body.op("Concat", sinks, self.reshaped(tail, 0, 0, 0, 0, -1), axis=4)
+        return near_weights, self.reshaped(weights, 0, 0, 0, 0, -1)
 
     def _within(self, logits: ir.Value) -> ir.Value:
         """Softmax over the tokens of every block [… ,b], without its landmark."""
-        body = self.body
-        masked = body.cast(body.constant(MASKED, float), FLOAT)
-        return body.op("Softmax", body.op("Where", self._is_last(), masked, logits), axis=-1)
+        regular = self.body.op("Not", self._is_last())
+        return self.body.op("Softmax", self.masked(regular, logits), axis=-1)
 
     def _is_last(self) -> ir.Value:
         """Which token of a block [b] is its last."""
@@ -437,13 +409,10 @@ class _Landmark(AttentionSteps):
 
     def _gathered(self, cache: ir.Value, slots: ir.Value) -> ir.Value:
         """Rows [B,Hkv,N,D] of a cache in slots [B,Hkv,N]."""
-        body = self.body
-        return body.op(
-            "GatherND", cache, body.op("Unsqueeze", slots, body.constant([3])), batch_dims=2
-        )
+        column = self.body.op("Unsqueeze", slots, self.body.constant([3]))
+        return self.body.op("GatherND", cache, column, batch_dims=2)
 
     def _by_kv_head(self, slots: ir.Value) -> ir.Value:
         """[B,N] as [B,Hkv,N]."""
-        body = self.body
-        sizes = body.op("Concat", body.constant([1]), self.kv_heads(), body.constant([1]), axis=0)
-        return body.op("Expand", body.op("Unsqueeze", slots, body.constant([1])), sizes)
+        column = self.body.op("Unsqueeze", slots, self.body.constant([1]))
+        return self.body.op("Expand", column, self.sizes(1, self.kv_heads(), 1))

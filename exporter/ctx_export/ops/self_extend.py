@@ -20,18 +20,21 @@ class _SelfExtend(AttentionSteps):
         row."""
         body, q = self.body, self.values["q"]
         group, neighbor = body.attribute("group"), body.attribute("neighbor")
-        slots = body.op("Unsqueeze", self.counted(self.used), body.constant([0]))
+        zero, one = body.constant(0), body.constant(1)
+        slots = self.counted(self.used)
         shift = body.op("Sub", neighbor, body.op("Div", neighbor, group))
         grouped_q = self.turned(q, body.op("Add", body.op("Div", self.token, group), shift))
-        logits = self.logits(grouped_q, self.turned(key, body.op("Div", slots, group)))
+        groups = body.op("Add", body.op("Div", self.used, group), one)
+        table = self.rows_of(self.run(zero, one, groups), body.op("Div", slots, group))
+        logits = self.logits(grouped_q, self.turned_by(key, table))
 
         # The first row's near tokens begin neighbor - 1 before it.
         start = body.op("Sub", self.least(self.values["seen"]), neighbor)
-        start = self.slot_within(body.op("Add", start, body.constant(1)))
-        near = self.cut(slots, start, None, axis=1)
-        own = self.logits(
-            self.turned(q, self.token), self.turned(self.cut(key, start, None), near)
-        )
+        start = self.slot_within(body.op("Add", start, one))
+        table = self.run(start, one, body.op("Sub", self.used, start))
+        near_key = self.turned_by(self.cut(key, start, None), table)
+        own = self.logits(self.turned(q, self.token), near_key)
+        near = self.cut(slots, start, None, axis=0)
         row = body.op("Unsqueeze", self.token, body.constant([2]))
         met = body.op("Less", body.op("Sub", row, near), neighbor)
         logits = self.capped_logits(self.overlaid(logits, own, met, start))
