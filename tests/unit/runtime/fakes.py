@@ -98,7 +98,7 @@ class FakeBackend:
     fail_write: bool = False
     closed: int = 0
 
-    def chunk_limit(self, slots: int) -> int:
+    def chunk_limit(self, scores: int) -> int:
         self.asked.append(slots)
         return self.limit
 
