@@ -99,7 +99,7 @@ class FakeBackend:
     closed: int = 0
 
     def chunk_limit(self, scores: int) -> int:
-        self.asked.append(slots)
+        self.asked.append(scores)
         return self.limit
 
     def grow(self, capacity: int) -> None:
