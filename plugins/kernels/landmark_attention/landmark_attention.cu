@@ -35,7 +35,9 @@ LandmarkCall callOf(LandmarkAttentionParams const& params)
     LandmarkLayout const& layout = call.layout;
     common.capacity = layout.tokens;
     common.sinks = layout.sinks;
-    int64_t const chosen = smaller(layout.blocks, static_cast<int64_t>(layout.topk) * kLANDMARK_ROWS);
+    // Of a tile's rows each may choose other blocks, with a shared choice each token.
+    int64_t const choices = smaller(kLANDMARK_ROWS, params.call.rows * (call.isShared ? 1 : call.groups));
+    int64_t const chosen = smaller(layout.blocks, layout.topk * choices);
     common.window = smaller(kMAX_SIZE, chosen * layout.block) + smaller(kMAX_SIZE, params.window) + layout.block;
     call.common = common;
     return call;
@@ -139,7 +141,7 @@ uint64_t workspaceBytes(LandmarkAttentionParams const& params)
     CtxAttentionCall const& given = params.call;
     if (!areSizes({given.batch, given.queryHeads, given.rows, given.headDim})
         || !areSizes({given.batch, given.kvHeads, given.capacity, given.headDim}) || given.headDim == 0
-        || given.kvHeads < 1 || params.isEmpty() || !params.hasLayout())
+        || given.kvHeads < 1 || given.queryHeads < given.kvHeads || params.isEmpty() || !params.hasLayout())
     {
         return 0;
     }

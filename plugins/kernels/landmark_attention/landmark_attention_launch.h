@@ -55,8 +55,9 @@ LaunchResult launchGroup(
     BlockShape const shape{kLANDMARK_ROWS, kLANDMARK_ROWS, threads, sizeof(Shared)};
     int64_t const listed = call.sizes.rowEntries + call.sizes.tileEntries;
     int64_t const warps = threads / kWARP_SIZE;
-    GridPlan const grid
-        = planTiles(call, shape, (listed + warps - 1) / warps, residentBlocks(kernel, threads, sizeof(Shared)));
+    constexpr int64_t kMAX_SPLITS = 128;
+    int64_t const limit = smaller(kMAX_SPLITS, (listed + warps - 1) / warps);
+    GridPlan const grid = planTiles(call, shape, limit, residentBlocks(kernel, threads, sizeof(Shared)));
     return LaunchResult::fromCuda(launch(kernel, launchShape(grid, shape), stream, call, grid), what);
 }
 
