@@ -96,7 +96,7 @@ def test_prefill_in_blocks_of_every_size(library, block, topk, window, sinks, dt
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("landmark", [False, True])
 def test_decode_at_every_place_within_a_block(library, block, shared, landmark, dtype):
-    seen = (0, 3, 4, *range(10, 19), 62, 63, 64, 65, 66, 67, 99, 128, 131, 200)
+    seen = (0, 3, 4, 10, 17, 24, 31, 66, 67, 68, 87, 88, 131, 200)
     shape = Shape(
         seen=seen,
         new=(1,) * len(seen),
@@ -143,8 +143,8 @@ def test_grouped_softmax(library, block, window, dtype):
     """Windows shorter and longer than a block; queries that are landmarks themselves."""
     shape = Shape(
         seen=(0, 131),
-        new=(70, 37),
-        rows=70,
+        new=(41, 37),
+        rows=41,
         block=block,
         topk=3,
         groups=2,
@@ -303,12 +303,11 @@ def test_sections_of_a_small_workspace_give_the_same(library, dtype):
         )
         case = make_case(shape)
         expected = landmark_attention(case)[0]
+        allowed = allowed_error(case, dtype, expected)
         caches = run_case(library, case, dtype)[1:]
         for tokens in (1, 7, 16):
             y, *presents = run_case(library, case, dtype, section_tokens=tokens)
-            assert np.abs(y.astype(np.float64) - expected).max() <= allowed_error(
-                case, dtype, expected
-            )
+            assert np.abs(y.astype(np.float64) - expected).max() <= allowed
             for one, other in zip(presents, caches, strict=True):
                 np.testing.assert_array_equal(one.astype(np.float64), other.astype(np.float64))
 
