@@ -55,6 +55,19 @@ CtxStatus call(CParams const* given, void* stream, ctx::LaunchResult (*launcher)
     }
 }
 
+// Of an attention whose struct holds a CtxAttentionCall.
+template <typename CParams>
+uint64_t callWorkspace(CParams const* given) noexcept
+{
+    if (given == nullptr || given->size < sizeof(uint64_t))
+    {
+        return 0;
+    }
+    CParams known{};
+    std::memcpy(&known, given, std::min<size_t>(given->size, sizeof(known)));
+    return ctx::workspaceBytes(ctx::commonParams(known.call));
+}
+
 } // namespace
 
 CtxStatus ctxRotaryFrequencies(CtxRotaryFrequenciesParams const* params, void* stream)
@@ -81,6 +94,36 @@ uint64_t ctxSinkWindowAttentionWorkspace(CtxSinkWindowAttentionParams const* par
     CtxSinkWindowAttentionParams known{};
     std::memcpy(&known, params, std::min<size_t>(params->size, sizeof(known)));
     return ctx::workspaceBytes(ctx::SinkWindowAttentionParams{known});
+}
+
+CtxStatus ctxSelfExtendAttention(CtxSelfExtendAttentionParams const* params, void* stream)
+{
+    return call(params, stream, ctx::launchSelfExtendAttention);
+}
+
+CtxStatus ctxDualChunkAttention(CtxDualChunkAttentionParams const* params, void* stream)
+{
+    return call(params, stream, ctx::launchDualChunkAttention);
+}
+
+CtxStatus ctxMemoryAttention(CtxMemoryAttentionParams const* params, void* stream)
+{
+    return call(params, stream, ctx::launchMemoryAttention);
+}
+
+uint64_t ctxSelfExtendAttentionWorkspace(CtxSelfExtendAttentionParams const* params)
+{
+    return callWorkspace(params);
+}
+
+uint64_t ctxDualChunkAttentionWorkspace(CtxDualChunkAttentionParams const* params)
+{
+    return callWorkspace(params);
+}
+
+uint64_t ctxMemoryAttentionWorkspace(CtxMemoryAttentionParams const* params)
+{
+    return callWorkspace(params);
 }
 
 char const* ctxLastErrorMessage(void)

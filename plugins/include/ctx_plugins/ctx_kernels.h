@@ -151,9 +151,96 @@ typedef struct CtxSinkWindowAttentionParams
     CtxStrides outputStrides;
 } CtxSinkWindowAttentionParams;
 
+/*
+ * What the attentions below have in common with SinkWindowAttention and with each other: tensors, sizes, how logits are
+ * made. Keys are given and cached unrotated; q and the keys that are read are rotated at the positions of the rule.
+ * Rows >= newTokens[b] are not written and give 0; a row that has no slot is not written and gives NaN.
+ */
+typedef struct CtxAttentionCall
+{
+    void const* query;             /* [B, Hq, S, D] */
+    void const* key;               /* [B, Hkv, S, D] */
+    void const* value;             /* [B, Hkv, S, D] */
+    void const* pastKey;           /* [B, Hkv, C, D] */
+    void const* pastValue;         /* [B, Hkv, C, D] */
+    int64_t const* seen;           /* [B], tokens before this call */
+    int64_t const* newTokens;      /* [B], rows of this call that are tokens */
+    float const* inverseFrequency; /* [frequencyBatch, F], or null with rotaryDim 0 */
+    float const* multiplier;       /* [multiplierBatch], likewise */
+    float const* headSink;         /* [Hq], logits that only add to the softmax denominator, or null */
+    void* output;                  /* [B, Hq, S, D] */
+    void* presentKey;              /* [B, Hkv, C, D]; pastKey itself, or memory apart from it, then past is copied */
+    void* presentValue;            /* [B, Hkv, C, D]; likewise */
+    int64_t batch;
+    int64_t queryHeads;
+    int64_t kvHeads;
+    int64_t rows;
+    int64_t capacity;
+    int64_t headDim;
+    int64_t rotaryDim;       /* 0: q and k are used as they are */
+    int64_t frequencyBatch;  /* 1 or B */
+    int64_t multiplierBatch; /* 1 or B */
+    float scale;             /* factor on q . k */
+    float softcap;           /* logits become softcap * tanh(logits / softcap); 0: none */
+    int32_t interleaved;     /* 0 or 1 */
+    int32_t dataType;        /* CtxDataType of query, key, value, output and the caches */
+    void* workspace;         /* as many bytes as the operator's workspace call says, aligned to 16; or null */
+    uint64_t workspaceBytes;
+    CtxStrides queryStrides; /* multiples of 8, as all here; rows may not overlap */
+    CtxStrides keyStrides;
+    CtxStrides valueStrides;
+    CtxStrides outputStrides;
+} CtxAttentionCall;
+
+/*
+ * Token t is in slot t. The query at position i meets the key at j <= i at those positions where i - j < neighbor, else
+ * at i / group + neighbor - neighbor / group and j / group (rounded down). One softmax over all.
+ */
+typedef struct CtxSelfExtendAttentionParams
+{
+    uint64_t size;
+    int64_t group;
+    int64_t neighbor; /* a multiple of group */
+    CtxAttentionCall call;
+} CtxSelfExtendAttentionParams;
+
+/*
+ * Token t is in slot t, its key at position t mod chunk. The query at position i meets keys of its own chunk at
+ * i mod chunk, those of the previous one at min(i mod chunk + chunk, reach - 1), earlier ones at reach - 1. One softmax
+ * over all.
+ */
+typedef struct CtxDualChunkAttentionParams
+{
+    uint64_t size;
+    int64_t chunk;
+    int64_t reach; /* >= chunk */
+    CtxAttentionCall call;
+} CtxDualChunkAttentionParams;
+
+/*
+ * With P(i) = max(0, i + 1 - sinks - window) / block (rounded down), the query at position i sees the tokens below
+ * `sinks`, the means of the blocks max(0, P - memory) to P - 1 of `block` tokens each after the sinks, and the tokens
+ * from sinks + P * block to i. Positions are ranks in this order. Slots: the sinks, `memorySlots` means (block m at
+ * m mod memorySlots), then a ring of window + block + rows - 2 or more tokens after the sinks. Blocks that the call's
+ * rows evict are averaged first, then the rows are written.
+ */
+typedef struct CtxMemoryAttentionParams
+{
+    uint64_t size;
+    int64_t sinks;
+    int64_t window;      /* >= 1 */
+    int64_t memory;      /* >= 1 */
+    int64_t block;       /* >= 1 */
+    int64_t memorySlots; /* >= memory + rows / block, rounded up */
+    CtxAttentionCall call;
+} CtxMemoryAttentionParams;
+
 CTX_API CtxStatus ctxRotaryFrequencies(CtxRotaryFrequenciesParams const* params, void* stream);
 CTX_API CtxStatus ctxScaledRotaryEmbedding(CtxScaledRotaryEmbeddingParams const* params, void* stream);
 CTX_API CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, void* stream);
+CTX_API CtxStatus ctxSelfExtendAttention(CtxSelfExtendAttentionParams const* params, void* stream);
+CTX_API CtxStatus ctxDualChunkAttention(CtxDualChunkAttentionParams const* params, void* stream);
+CTX_API CtxStatus ctxMemoryAttention(CtxMemoryAttentionParams const* params, void* stream);
 
 /*
  * Bytes of workspace with which the call may split its keys over more blocks than it has queries to fill; 0 if it
@@ -161,6 +248,9 @@ CTX_API CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* par
  * needs no more.
  */
 CTX_API uint64_t ctxSinkWindowAttentionWorkspace(CtxSinkWindowAttentionParams const* params);
+CTX_API uint64_t ctxSelfExtendAttentionWorkspace(CtxSelfExtendAttentionParams const* params);
+CTX_API uint64_t ctxDualChunkAttentionWorkspace(CtxDualChunkAttentionParams const* params);
+CTX_API uint64_t ctxMemoryAttentionWorkspace(CtxMemoryAttentionParams const* params);
 
 /* What the last failed call of this thread said; empty if none failed. Valid until the thread's next failure. */
 CTX_API char const* ctxLastErrorMessage(void);
