@@ -36,15 +36,19 @@ from tools.eval.pass_keys import is_found, questions
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SCORED = 256  # tokens at the end of a window
 _CHUNK = 256  # tokens of a call
+# Sinks at the far end of what was trained are sinks that this model does not know: of the 256
+# positions some are left out.
+_WINDOW = 200
+_LANDMARK = {"cache": "landmark", "window": 60, "landmark_block": 8, "landmark_topk": 12}
 # The options of an export to `length` tokens.
 METHODS: dict[str, Callable[[int], dict[str, Any]]] = {
     "none": lambda length: {"method": "none", "target": length},
     "linear": lambda length: {"method": "linear", "target": length},
     "ntk": lambda length: {"method": "ntk", "target": length},
     "yarn": lambda length: {"method": "yarn", "target": length},
-    "streaming": lambda length: {"method": "streaming"},
-    "memory": lambda length: {"method": "memory"},
-    "landmark": lambda length: {"method": "landmark", "target": length},
+    "streaming": lambda length: {"method": "streaming", "window": _WINDOW},
+    "memory": lambda length: {"method": "memory", "window": _WINDOW - 16},
+    "landmark": lambda length: {"target": length, **_LANDMARK},
     "self-extend": lambda length: {"method": "self-extend", "target": length},
     "dual-chunk": lambda length: {"method": "dual-chunk", "target": length},
 }

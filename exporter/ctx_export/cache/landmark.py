@@ -6,16 +6,16 @@ from ctx_export.cache.base import Asked, Reach, ReachPolicy
 from ctx_export.core.errors import UserError
 from ctx_export.core.rules import Landmark
 
-_SINKS, _BLOCK, _SMALL_BLOCK, _SMALL_SPAN = 4, 64, 16, 2048
+_SINKS, _BLOCK, _SMALL_BLOCK, _SMALL_SPAN = 4, 64, 8, 2048
 
 
 def decide(asked: Asked) -> Reach:
-    """By default a quarter of the span are chosen blocks and the window is all that is left."""
+    """By default half of the span are chosen blocks and the window is all that is left."""
     given, span = asked.options, asked.span
     token = given.get("landmark_token")
     sinks = given.get("sinks", _SINKS if token is None else 0)
     block = given.get("landmark_block", _BLOCK if span >= _SMALL_SPAN else _SMALL_BLOCK)
-    topk = given.get("landmark_topk", max(1, span // (4 * block)))
+    topk = given.get("landmark_topk", max(1, span // (2 * block)))
     if token is not None and block < 2:
         raise UserError(
             f"landmark_block is {block}: with a landmark token a block has at least one token "

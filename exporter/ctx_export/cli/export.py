@@ -69,9 +69,9 @@ def _policy_options() -> tuple[Callable[[Any], Any], ...]:
         "--memory-tokens": "memory: averages of evicted blocks that a token sees. "
         "[default: a sixteenth of the positions]",
         "--memory-block": "memory: tokens that are averaged. [default: 16]",
-        "--landmark-block": "landmark: tokens that are chosen together. [default: 64; 16 below 2k "
+        "--landmark-block": "landmark: tokens that are chosen together. [default: 64; 8 below 2k "
         "positions]",
-        "--landmark-topk": "landmark: blocks that a token chooses. [default: a quarter of the "
+        "--landmark-topk": "landmark: blocks that a token chooses. [default: half of the "
         "positions]",
         "--group": "self-extend: far tokens that share a position. [default: what the target "
         "needs]",

@@ -31,7 +31,8 @@ class BodyBuilder:
         # Branches see outer values, so names are unique over the whole function.
         self._count += 1
         node.name = f"{node.op_type}_{self._count}"
-        node.outputs[0].name = f"v{self._count}"
+        for index, output in enumerate(node.outputs):
+            output.name = f"v{self._count}" + (f"_{index}" if index else "")
         self._nodes.append(node)
         return node.outputs[0]
 
@@ -62,6 +63,28 @@ class BodyBuilder:
         """An If node; each branch is what its callable appends, and may read outer values."""
         branches = {"then_branch": self._branch(then), "else_branch": self._branch(otherwise)}
         return self.append(ir.node("If", [condition], branches))
+
+    def loop(
+        self,
+        trips: ir.Value,
+        initial: ir.Value,
+        step: Callable[[ir.Value, ir.Value], ir.Value],
+    ) -> ir.Value:
+        """A Loop node of `trips` steps; `step` makes the next state of the number of the step and
+        the state, and may read outer values."""
+        self._count += 1
+        names = [f"v{self._count}_{part}" for part in ("step", "go", "state")]
+        number, go, state = (ir.Value(name=name) for name in names)
+        for value, dtype in ((number, ir.DataType.INT64), (go, ir.DataType.BOOL)):
+            value.type, value.shape = ir.TensorType(dtype), ir.Shape(())
+        body = self._branch(lambda: step(number, state))
+        same = ir.node("Identity", [go], name=f"Identity_{self._count}")
+        same.outputs[0].name = f"v{self._count}_on"
+        body.append(same)
+        for value in (number, go, state):
+            body.inputs.append(value)
+        body.outputs.insert(0, same.outputs[0])
+        return self.append(ir.node("Loop", [trips, None, initial], {"body": body}))
 
     def _branch(self, build: Callable[[], ir.Value]) -> ir.Graph:
         nodes, constants = self._nodes, self._constants

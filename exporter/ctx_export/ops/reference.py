@@ -7,6 +7,7 @@ It shares no code with the function bodies or the kernels and favours plainness 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +106,9 @@ class AttentionCase:
     value_scale: Array | None = None
 
 
+Case = TypeVar("Case", bound=AttentionCase)
+
+
 def quantised(x: Array, cache_type: str) -> Array:
     """`x` rounded to the numbers of a cache's type, to nearest with ties to even, saturated."""
     if cache_type == "int8":
@@ -135,8 +139,8 @@ def sink_window_attention(case: AttentionCase) -> tuple[Array, Array, Array]:
     Rows ≥ new are not written and give 0; a row whose slot would be ≥ C gives NaN.
     """
     if case.layout != Layout.HEAD_MAJOR:
-        y, *presents = sink_window_attention(_by_head(case))
-        return y.swapaxes(1, 2).reshape(len(y), y.shape[2], -1), presents[0], presents[1]
+        y, *presents = sink_window_attention(by_head(case))
+        return by_token(y), presents[0], presents[1]
     case = _rotated_rows(case)
     batch, query_heads, rows, _ = case.q.shape
     kv_heads, capacity = case.past_key.shape[1], case.past_key.shape[2]
@@ -178,8 +182,15 @@ def sink_window_attention(case: AttentionCase) -> tuple[Array, Array, Array]:
     return y, present_key, present_value
 
 
-def _by_head(case: AttentionCase) -> AttentionCase:
+def by_token(y: Array) -> Array:
+    """[batch, head, token, dim] as [batch, token, head · dim]."""
+    return y.swapaxes(1, 2).reshape(len(y), y.shape[2], -1)
+
+
+def by_head(case: Case) -> Case:
     """The call with q, k and v as [batch, head, token, dim]."""
+    if case.layout == Layout.HEAD_MAJOR:
+        return case
     _, kv_heads, _, dim = case.past_key.shape
     q, k, v = (x.reshape(*x.shape[:2], -1, dim) for x in (case.q, case.k, case.v))
     if case.layout == Layout.PACKED:

@@ -7,6 +7,8 @@ import onnx_ir as ir
 from ctx_export.ops.builder import DOUBLE, FLOAT, BodyBuilder
 from ctx_export.ops.spec import DOMAIN, SCALED_ROTARY_EMBEDDING
 
+_FINE = 64  # fine angles of a run of positions
+
 
 def scaled_rotary_embedding() -> ir.Function:
     """The portable body: float64 angles, float32 rotation, the input's own type in and out."""
@@ -32,6 +34,47 @@ def rotary_table(
     cos = body.cast(body.op("Mul", body.op("Cos", angle), scale), FLOAT)
     sin = body.cast(body.op("Mul", body.op("Sin", angle), scale), FLOAT)
     return cos, sin
+
+
+def rotary_run(
+    body: BodyBuilder,
+    run: tuple[ir.Value, ir.Value, ir.Value],
+    inv_freq: ir.Value,
+    multiplier: ir.Value,
+) -> tuple[ir.Value, ir.Value]:
+    """cos and sin [1|B,N,F] at positions start, start + step, …, as float32; `run` is start, step
+    and N, scalars.
+
+    The N angles are sums of ⌈N / 64⌉ coarse and 64 fine ones, and only those are turned into
+    cosines, in float64; the sums of angles are products in float32, 3e-7 from exact.
+    """
+    start, step, count = run
+    zero, one, size = body.constant(0), body.constant(1), body.constant(_FINE)
+    coarse = body.op("Div", body.op("Add", count, body.constant(_FINE - 1)), size)
+    coarse = body.op("Mul", body.op("Range", zero, coarse, one), body.op("Mul", step, size))
+    fine = body.op("Mul", body.op("Range", zero, size, one), step)
+    unit = body.constant([1.0], float)
+    outer, inner = (
+        [
+            body.op("Unsqueeze", part, body.constant([axis]))
+            for part in rotary_table(
+                body, body.op("Unsqueeze", positions, body.constant([0])), inv_freq, scale
+            )
+        ]
+        for positions, scale, axis in (
+            (body.op("Add", coarse, start), multiplier, 2),
+            (fine, unit, 1),
+        )
+    )
+    cos = body.op("Sub", body.op("Mul", outer[0], inner[0]), body.op("Mul", outer[1], inner[1]))
+    sin = body.op("Add", body.op("Mul", outer[1], inner[0]), body.op("Mul", outer[0], inner[1]))
+    flat = body.op("Concat", body.constant([0, -1]), body.op("Shape", cos, start=3), axis=0)
+    end, axis = body.op("Unsqueeze", count, body.constant([0])), body.constant([1])
+    first, second = (
+        body.op("Slice", body.op("Reshape", part, flat), body.constant([0]), end, axis)
+        for part in (cos, sin)
+    )
+    return first, second
 
 
 def turned(body: BodyBuilder, x: ir.Value, table: tuple[ir.Value, ir.Value]) -> ir.Value:

@@ -12,7 +12,9 @@ import onnx_ir.passes.common as common_passes
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import BOUNDED, TensorInfo
 from ctx_export.core.plan import Plan
+from ctx_export.core.rules import Landmark
 from ctx_export.ops.attention import AttentionVariant, sink_window_attention
+from ctx_export.ops.bodies import FAR_BODIES
 from ctx_export.ops.frequencies import rotary_frequencies
 from ctx_export.ops.rotary import scaled_rotary_embedding
 from ctx_export.ops.spec import DOMAIN, OPSET_VERSION, PLUGIN_ATTRIBUTES, Layout
@@ -122,10 +124,17 @@ def _far_bodies(
     plan: Plan, optional: tuple[str, ...], *, softcap: bool, layout: Layout
 ) -> list[ir.Function]:
     """The bodies of the plan's attentions that look behind a window."""
-    names = {attention_operator(c).name for c in plan.caches if c.parameters is not None}
-    if not names:
-        return []
-    raise NotImplementedError
+    rules = {attention_operator(c).name: c.parameters for c in plan.caches if c.parameters}
+    bodies = []
+    for name, rule in rules.items():
+        body = FAR_BODIES[name]
+        own = {}
+        if isinstance(rule, Landmark):
+            own = {"shared": rule.shared, "landmark": rule.token is not None}
+        bodies.append(
+            body.make(body.variant(optional=optional, softcap=softcap, layout=layout, **own))
+        )
+    return bodies
 
 
 def _has_head_sinks(sites: Sequence[Site]) -> bool:

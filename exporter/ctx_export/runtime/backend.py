@@ -26,9 +26,9 @@ class Step:
 class Backend(Protocol):
     """A loaded model and its caches for a fixed number of sequences."""
 
-    def chunk_limit(self, slots: int) -> int:
-        """Most rows of one call that this runtime can afford while `slots` cache slots are used,
-        at least 1. The package's max_chunk is the session's to hold."""
+    def chunk_limit(self, scores: int) -> int:
+        """Most rows of one call that this runtime can afford where a row has `scores` scores a
+        head, at least 1. The package's max_chunk is the session's to hold."""
 
     def grow(self, capacity: int) -> None:
         """Give the growing caches `capacity` slots and keep what they hold; the others are made

@@ -52,3 +52,8 @@ class LandmarkTokens:
         row, column = np.nonzero(np.arange(ids.shape[1]) < counts[:, None])
         wide[row, at[row, column]] = ids[row, column]
         return wide, fed, at[:, 1:] - 1
+
+
+def fed_tokens(landmarks: LandmarkTokens, text: int) -> int:
+    """`landmarks.fed` of one number."""
+    return int(landmarks.fed(np.array(text)))

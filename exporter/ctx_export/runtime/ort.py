@@ -41,10 +41,10 @@ class OrtBackend:
         self._binding = self._session.io_binding()
         self._caches: list[tuple[CacheTensor, CacheTensor]] = []
 
-    def chunk_limit(self, slots: int) -> int:
+    def chunk_limit(self, scores: int) -> int:
         if not self._on_cpu:
             return self._contract.max_chunk
-        row = self._batch * self._contract.heads * slots * 4
+        row = self._batch * self._contract.heads * scores * 4
         return max(_LEAST_CHUNK, _SCORE_BYTES // row)
 
     def grow(self, capacity: int) -> None:

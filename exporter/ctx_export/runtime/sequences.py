@@ -9,8 +9,8 @@ import numpy as np
 from ctx_export.core.manifest import BOUNDED, CacheInfo
 from ctx_export.runtime.backend import Ints
 from ctx_export.runtime.errors import ContextLimitError, SessionStateError
-from ctx_export.runtime.landmarks import LandmarkTokens
-from ctx_export.runtime.slots import ring_size, shortest_length, slots_in_use
+from ctx_export.runtime.landmarks import LandmarkTokens, fed_tokens
+from ctx_export.runtime.slots import ring_size, scores_of_row, shortest_length, slots_in_use
 
 _FIRST_CAPACITY = 256  # slots
 _GROWTH = 1.25  # copies stay a small part of what attention reads, waste at most a quarter
@@ -94,7 +94,7 @@ class Sequences:
                 f"sequence {row} has {seen} tokens and cannot be cut to {length}: "
                 f"give a length from 0 to {seen}"
             )
-        kept = length if self.landmarks is None else int(self.landmarks.fed(np.array(length)))
+        kept = length if self.landmarks is None else fed_tokens(self.landmarks, length)
         if 0 < kept < self.shortest(row):
             raise SessionStateError(
                 f"sequence {row} cannot be cut to {length} tokens: its bounded cache no longer "
@@ -112,6 +112,11 @@ class Sequences:
         """Slots in use in the largest cache of a sequence of `tokens` tokens: a ring's stay as
         they are, however long the sequence."""
         return max(slots_in_use(tokens, cache) for cache in self._kinds)
+
+    def most_scores(self, tokens: int) -> int:
+        """Scores of one head of a row, in the layer that has most, of a sequence of `tokens`
+        tokens."""
+        return max(scores_of_row(tokens, cache) for cache in self._kinds)
 
     def used_slots(self, row: int) -> int:
         """Leading slots of sequence `row` that may hold anything but zeros."""

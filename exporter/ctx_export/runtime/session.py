@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.manifest import BOUNDED, CacheInfo, Manifest
+from ctx_export.core.manifest import Manifest
 from ctx_export.runtime.backend import Backend, Floats, Ints, Step
 from ctx_export.runtime.chunks import Chunk, chunks
 from ctx_export.runtime.contract import Contract
 from ctx_export.runtime.errors import SessionStateError
+from ctx_export.runtime.landmarks import fed_tokens
 from ctx_export.runtime.opening import BACKENDS, BackendOptions, make_backend
+from ctx_export.runtime.placing import needed_rows, placed
 from ctx_export.runtime.sequences import Sequences, grown_capacity
-from ctx_export.runtime.slots import cache_slots, ring_size
 from ctx_export.runtime.tokens import feed_lengths, rope_lengths, token_array
 
 Logits = Literal["all", "last"]
@@ -188,7 +189,9 @@ class Session:
 
         Keys are as the package stores them (`cache.keys` of the manifest: rotated or unrotated).
         P = length, or in a bounded cache less: the first `sinks` rows are then the first tokens
-        and the others the newest ones. Rows that a bounded cache no longer holds are dropped.
+        and the others the newest ones. Rows that a bounded cache no longer holds are dropped; what
+        a cache keeps of a block's average is computed from its rows. `length` counts the tokens of
+        the text, P also landmark tokens.
         """
         with self._exclusive() as backend:
             layers = self.contract.layers
@@ -197,13 +200,18 @@ class Session:
                     f"{len(keys)} keys and {len(values)} values given: the package has "
                     f"{len(layers)} layers"
                 )
+            maximum = self.contract.max_context
+            if maximum is not None and length > maximum:
+                raise UserError(f"length {length} is beyond the maximum context of {maximum}")
+            if self._sequences.landmarks is not None:
+                length = fed_tokens(self._sequences.landmarks, length)
             for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
                 self._check_cache(layer, key, value, length)
             self._grow_to(length)
             self._sequences.placing(length)
             for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
-                rows, slots = _placed(key.shape[2], length, layers[layer].cache)
-                backend.write(layer, slots, key[:, :, rows], value[:, :, rows])
+                for slots, *rows in placed(key, value, length, layers[layer].cache):
+                    backend.write(layer, slots, *rows)
             self._sequences.place(length, min(key.shape[2] for key in keys))
 
     def read_cache(self, layer: int) -> tuple[Floats, Floats]:
@@ -263,7 +271,7 @@ class Session:
         sequences = self._sequences
 
         def limit(tokens: int) -> int:
-            return backend.chunk_limit(sequences.most_slots(tokens))
+            return backend.chunk_limit(sequences.most_scores(tokens))
 
         try:
             for chunk in chunks(counts, sequences.seen, self._chunk, limit):
@@ -308,7 +316,7 @@ class Session:
         self, layer: int, key: NDArray[Any], value: NDArray[Any], length: int
     ) -> None:
         info = self.contract.layers[layer]
-        cache, bounded = info.cache, info.cache.policy == BOUNDED
+        cache = info.cache
         given = key.shape[2] if key.ndim == 4 else -1
         if key.shape != value.shape or key.shape != (
             self.batch,
@@ -320,15 +328,12 @@ class Session:
                 f"layer {layer}: keys {list(key.shape)} and values {list(value.shape)} are not "
                 f"[{self.batch}, {info.kv_heads}, tokens, {info.head_dim}]"
             )
-        least = min(length, cache.sinks + cache.window) if bounded else length
+        least = needed_rows(length, cache)
         if not least <= given <= length:
             raise UserError(
                 f"layer {layer}: {given} tokens given for a length of {length}: give {least}"
                 + (f" to {length}" if least < length else "")
             )
-        maximum = self.contract.max_context
-        if maximum is not None and length > maximum:
-            raise UserError(f"length {length} is beyond the maximum context of {maximum}")
 
 
 def _chosen(logits: Floats, rows: Ints, counts: Ints) -> Floats:
@@ -338,16 +343,6 @@ def _chosen(logits: Floats, rows: Ints, counts: Ints) -> Floats:
     chosen = np.zeros((*rows.shape, logits.shape[2]), np.float32)
     chosen[row, column] = logits[row, rows[row, column]]
     return chosen
-
-
-def _placed(given: int, length: int, cache: CacheInfo) -> tuple[Ints, Ints]:
-    """Which of `given` rows to store, and their slots."""
-    rows = np.arange(given, dtype=np.int64)
-    tokens = np.where(rows < cache.sinks, rows, rows + length - given)
-    if cache.policy == BOUNDED:
-        kept = (tokens < cache.sinks) | (tokens >= length - ring_size(cache))
-        rows, tokens = rows[kept], tokens[kept]
-    return rows, cache_slots(tokens, cache)
 
 
 def _store(out: Floats, logits: Floats, chunk: Chunk, *, every: bool) -> None:

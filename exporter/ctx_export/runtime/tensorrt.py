@@ -113,7 +113,7 @@ class EngineBackend:
             self.close()
             raise
 
-    def chunk_limit(self, slots: int) -> int:
+    def chunk_limit(self, scores: int) -> int:
         return self._contract.max_chunk
 
     def grow(self, capacity: int) -> None:

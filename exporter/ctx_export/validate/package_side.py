@@ -61,7 +61,8 @@ def compare_session(
         assert references.cache is not None
         past = references.cache.first(probe.start)
         ids = references.probe_tokens[: probe.tokens]
-        table.add("probe", expected, probed(feeder, past, ids))
+        logits = probed(feeder, past, ids)[expected.positions - probe.start]
+        table.add("probe", expected, logits)
     return Compared(rows=tuple(table.rows), problems=tuple(table.problems), loss=table.loss)
 
 
@@ -199,6 +200,8 @@ class _Table:
         self._losses: list[RowErrors] = []
 
     def add(self, how: str, block: BlockReference, logits: Floats) -> None:
+        if not len(block.positions):
+            return
         errors = row_errors(logits, block.logits, block.scale)
         # Behind a probe's synthetic cache only its own few tokens are rounded.
         if block.unquantised is not None and how != "probe":

@@ -27,6 +27,7 @@ from ctx_export.frontends.attention_backend import (
 from ctx_export.frontends.checkpoint import stated_kv_heads
 from ctx_export.validate.older_attention import ROWS, per_head, replace_attention
 from ctx_export.validate.pairwise_attention import Attention, Cached, Scores
+from ctx_export.validate.pairwise_landmark import LandmarkAttention
 from ctx_export.validate.quantised import CacheNumbers
 from ctx_export.validate.rope_parameters import Scaling
 from ctx_export.validate.rope_tables import held_table, transformers_table
@@ -40,7 +41,7 @@ from ctx_export.validate.torch_reference import (
     rotary_owner,
 )
 from ctx_export.validate.turning import Heads, Table
-from ctx_export.validate.visibility import Rule
+from ctx_export.validate.visibility import Choosing, Rule, causal
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -71,7 +72,7 @@ class PairwiseReference:
     def __init__(
         self,
         checkpoint: Path,
-        rules: Sequence[Rule],
+        rules: Sequence[Rule | Choosing],
         table: Table | Sequence[Table],
         *,
         weights: str = "fp32",
@@ -106,7 +107,7 @@ class PairwiseReference:
         self._layers: list[_Layer] = []
         parts = zip(self._modules, rules, tables, self.heads, strict=True)
         for layer, rule, own, heads in parts:
-            attention = Attention(rule=rule, table=own, heads=heads, rounding=rounding)
+            attention = _attention_by(rule, own, heads, rounding)
             self._layers.append(_Layer(attention, stated_kv_heads(checkpoint)))
             attention_module(layer).pairwise = self._layers[-1]
         self._replace_attention()
@@ -184,6 +185,12 @@ class PairwiseReference:
         tokens = (np.arange(count),) * self.layers
         return Past(keys=keys, values=values, tokens=tokens, start=count)
 
+    def margins(self) -> NDArray[np.float64]:
+        """How clearly the queries [N] of the last forward chose what they read, over all layers:
+        see `LandmarkAttention`; infinite where nothing is chosen."""
+        chosen = [layer.margins for layer in self._layers if layer.margins]
+        return np.min(chosen, axis=0) if chosen else np.array(np.inf)
+
     def _forward(
         self,
         token_ids: ArrayLike,
@@ -209,6 +216,14 @@ class PairwiseReference:
         return logits
 
 
+def _attention_by(rule: Rule | Choosing, table: Table, heads: Heads, rounding: Any) -> Attention:
+    if isinstance(rule, Choosing):
+        return LandmarkAttention(
+            rule=causal, choosing=rule, table=table, heads=heads, rounding=rounding
+        )
+    return Attention(rule=rule, table=table, heads=heads, rounding=rounding)
+
+
 class _Layer:
     """One layer's attention with what the forward in progress gives it."""
 
@@ -219,6 +234,11 @@ class _Layer:
         self._past: tuple[Floats, ...] = ()
         self.numbers: CacheNumbers | None = None
         self.computed: tuple[Any, Any] = ((), ())  # keys and values [Hkv,N,D] of the last forward
+
+    @property
+    def margins(self) -> list[float]:
+        own = self._attention
+        return own.margins if isinstance(own, LandmarkAttention) else []
 
     def begin(self, lengths: Ints, positions: Ints, past: Past | None, index: int) -> None:
         """A forward of tokens at `positions` [N] with `lengths` [N], after layer `index` of

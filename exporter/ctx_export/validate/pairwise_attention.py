@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ctx_export.validate.quantised import CacheNumbers, Turning
 from ctx_export.validate.turning import Heads, Table
-from ctx_export.validate.visibility import Group, Rule
+from ctx_export.validate.visibility import AVERAGE, Averaging, Group, Rule
 
 Ints = NDArray[np.int64]
 
@@ -61,9 +61,11 @@ class Attention:
         import torch
 
         count = query.shape[1]
+        asked = cached.tokens[len(cached.tokens) - count :]
+        if isinstance(self.rule, Averaging):
+            cached = with_averages(cached, self.rule, self.rounded)
         queries = self.heads.pairs(query).unflatten(0, (len(cached.keys), -1))  # [Hkv,G,N,D/2]
         keys, values = self.heads.pairs(cached.keys), cached.values.double()
-        asked = cached.tokens[len(cached.tokens) - count :]
         out = torch.empty(*queries.shape[:3], values.shape[-1], dtype=torch.float64)
         turner = _Turner(self, keys, cached.tokens)
         for block in blocks(lengths):
@@ -166,6 +168,23 @@ class Meeting:
         if self.rows.ndim == 1:
             return left @ right[:, None]
         return (left.transpose(1, 2) @ right).transpose(1, 2)
+
+
+def with_averages(cached: Cached, rule: Averaging, rounded: Callable[[Any], Any]) -> Cached:
+    """A cache and behind it the means of all blocks whose tokens it has."""
+    import torch
+
+    first = int(np.searchsorted(cached.tokens, rule.first))
+    after = cached.tokens[first:] - rule.first
+    whole = np.flatnonzero(after % rule.block == 0)
+    starts = whole[whole + rule.block <= len(after)]
+    rows = torch.from_numpy(first + starts[:, None] + np.arange(rule.block))
+    keys, values = (
+        torch.cat([part.double(), rounded(part.double()[:, rows].mean(dim=2))], dim=1)
+        for part in (cached.keys, cached.values)
+    )
+    tokens = np.concatenate([cached.tokens, AVERAGE + after[starts] // rule.block])
+    return Cached(keys=keys, values=values, tokens=tokens)
 
 
 def blocks(lengths: Ints) -> Iterator[slice]:

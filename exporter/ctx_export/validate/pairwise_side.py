@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from ctx_export.core.manifest import BOUNDED, CacheInfo, Manifest
 from ctx_export.core.progress import Progress
+from ctx_export.runtime.landmarks import LandmarkTokens, fed_tokens
+from ctx_export.runtime.slots import held_tokens
 from ctx_export.validate.compare import RowErrors, logit_scale, row_errors
 from ctx_export.validate.pairwise import PairwiseReference, Past
 from ctx_export.validate.positions import (
@@ -48,6 +50,13 @@ from ctx_export.validate.visibility import rule_of
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+
+
+# Scores nearer than this share of the largest are equal in float32.
+_UNDECIDED = 2e-6
+# Where more than this share of the tokens before a row is undecided, what the row reads is, too:
+# landmark tokens' keys are all the same in a model's first layer.
+_UNDECIDED_SHARE = 0.05
 
 
 def needs_pairs(manifest: Manifest) -> bool:
@@ -93,12 +102,22 @@ class PairwiseSettings:
             follows_length=length_table(manifest) is not None,
             own_windows=windows == checkpoint.spec.windows
             and not sinks
+            and all(cache.parameters is None for cache in manifest.layers)
             and manifest.scaling.get("layers") is None
             and not has_kinds(load_config(checkpoint.directory)),
             weights=manifest.precision,
             numbers=cache_numbers(manifest),
             **options,
         )
+
+    @property
+    def landmarks(self) -> LandmarkTokens | None:
+        """Tokens that the model is fed between those of a text."""
+        return LandmarkTokens.of(self.caches)
+
+    def fed(self, tokens: int) -> int:
+        """Tokens that the model has had of the first `tokens` of a text."""
+        return tokens if self.landmarks is None else fed_tokens(self.landmarks, tokens)
 
     def check(self) -> None:
         """Raise UserError, before anything is loaded, for what has no reference."""
@@ -140,17 +159,19 @@ class PairwiseSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticPast:
     """Unrotated keys and values for every probe: the first P tokens of a full layer; for a ring
-    the tokens that it still holds, with the same rows wherever the probe is."""
+    the tokens that it still holds, with the same rows wherever the probe is. Positions are those
+    of the tokens that the model is fed."""
 
     caches: tuple[CacheInfo, ...]
     rows: Cache  # [1,Hkv,P,D] per layer
     heads: tuple[Heads, ...]  # per layer
     tables: tuple[tuple[NDArray[np.float64], float], ...]  # per layer, of rotated keys
     numbers: tuple[CacheNumbers, ...] | None = None  # that a quantised cache holds them as
+    landmarks: LandmarkTokens | None = None  # that the model is fed between those of a text
 
     def past(self, start: int) -> Past:
         """What the layers hold of the tokens before position `start`."""
-        tokens = tuple(_held(cache, start) for cache in self.caches)
+        tokens = tuple(held_tokens(start, cache) for cache in self.caches)
         kept = [len(part) for part in tokens]
         keys, values = (
             tuple(array[:, :, :count] for array, count in zip(arrays, kept, strict=True))
@@ -178,24 +199,15 @@ class SyntheticPast:
         return tuple(held_keys), tuple(held_values)
 
     def first(self, tokens: int) -> Cache:
-        """The same as the package stores it: rotated keys at their absolute positions."""
-        past = self.past(tokens)
+        """The same after `tokens` tokens of text as the package stores it: rotated keys at their
+        absolute positions."""
+        past = self.past(tokens if self.landmarks is None else fed_tokens(self.landmarks, tokens))
         parts = zip(past.keys, past.tokens, self.caches, self.heads, self.tables, strict=True)
         keys = tuple(
             heads.rotated(key, table, positions) if cache.keys == "rotated" else key
             for key, positions, cache, heads, table in parts
         )
         return Cache(keys=keys, values=past.values, seen=tokens)
-
-
-def _held(cache: CacheInfo, start: int) -> Ints:
-    """Positions of the tokens before `start` that a layer holds: in a ring also those that it has
-    room for and nobody sees any more."""
-    if cache.policy != BOUNDED:
-        return np.arange(start)
-    sinks = np.arange(min(cache.sinks, start))
-    oldest = max(cache.sinks, start - (cache.capacity - cache.sinks))
-    return np.concatenate([sinks, np.arange(oldest, start)])
 
 
 def pairwise_logits(
@@ -210,7 +222,7 @@ def pairwise_logits(
     calls = _calls(settings, plan, tokens, model.vocab, past)
     runs = 1 + (settings.numbers is not None)
     model.watch(counter(progress, runs * len(calls) * model.layers))
-    blocks = [_block(call.positions, call.run(model)) for call in calls]
+    blocks = [_measured(model, call) for call in calls]
     if settings.numbers is not None:
         model.hold(None)
         blocks = [block.beside(call.run(model)) for block, call in zip(blocks, calls, strict=True)]
@@ -224,7 +236,8 @@ def pairwise_logits(
         peer = settings.open(precision)
         peer.watch(counter(progress, len(calls) * peer.layers))
         for call, block in zip(calls, blocks, strict=True):
-            block.peers[precision] = row_errors(call.run(peer), block.logits)
+            kept = np.isin(call.positions, block.positions)
+            block.peers[precision] = row_errors(call.run(peer)[kept], block.logits)
         del peer
     if settings.own_windows:
         progress.stage("running transformers")
@@ -250,6 +263,7 @@ class _Call:
     """One computation of the plan: `run` gives the logits [R,V] at `positions` [R]."""
 
     positions: Ints
+    rows: Ints  # [R] of the forward, landmark tokens included
     run: Callable[[PairwiseReference], Floats]
 
 
@@ -262,7 +276,7 @@ def _calls(
 ) -> list[_Call]:
     """The prefill; its chunks and its decoding where they are something else; the probes."""
     rows = kept_rows(plan, vocab)
-    calls = [_sequence(tokens[: plan.prefill], rows, None)]
+    calls = [_sequence(tokens[: plan.prefill], rows, None, settings.landmarks)]
     if settings.follows_length:
         calls.append(_sequence(tokens[: plan.prefill], rows, ragged_chunks(plan.prefill)))
         decoded = np.asarray(decoded_positions(plan), np.int64)
@@ -270,23 +284,44 @@ def _calls(
         calls.append(_sequence(tokens[: sum(feeds)], decoded, feeds))
     for probe in plan.probes:
         assert past is not None
-        ids, at = tokens[: probe.tokens], past.past(probe.start)
+        ids, at = tokens[: probe.tokens], past.past(settings.fed(probe.start))
         lengths = rope_lengths(probe_feeds(probe.tokens), probe.start)
-        calls.append(_probe(ids, at, lengths))
+        calls.append(_probe(ids, probe.start, at, lengths, settings.landmarks))
     return calls
 
 
-def _sequence(tokens: Ints, rows: Ints, feeds: Sequence[int] | None) -> _Call:
+def _sequence(
+    tokens: Ints, rows: Ints, feeds: Sequence[int] | None, landmarks: LandmarkTokens | None = None
+) -> _Call:
     """All of `tokens` in one planned feed, or in unplanned `feeds`."""
     lengths = None if feeds is None else rope_lengths(feeds)
+    fed, at = _spread(tokens, 0, landmarks)
     return _Call(
-        positions=rows, run=lambda model: model.logits(tokens, lengths, rows=rows.tolist())
+        positions=rows,
+        rows=at[rows],
+        run=lambda model: model.logits(fed, lengths, rows=at[rows].tolist()),
     )
 
 
-def _probe(tokens: Ints, past: Past, lengths: Ints) -> _Call:
-    positions = np.arange(past.start, past.start + len(tokens), dtype=np.int64)
-    return _Call(positions=positions, run=lambda model: model.probe(past, tokens, lengths))
+def _probe(
+    tokens: Ints, start: int, past: Past, lengths: Ints, landmarks: LandmarkTokens | None
+) -> _Call:
+    fed, at = _spread(tokens, start, landmarks)
+    planned = lengths if landmarks is None else None  # frequencies do not follow the length
+    return _Call(
+        positions=np.arange(start, start + len(tokens), dtype=np.int64),
+        rows=at,
+        run=lambda model: model.probe(past, fed, planned)[at],
+    )
+
+
+def _spread(tokens: Ints, seen: int, landmarks: LandmarkTokens | None) -> tuple[Ints, Ints]:
+    """What is fed of `tokens` [N] after `seen` ones, and the rows of their logits [N]."""
+    if landmarks is None:
+        return tokens, np.arange(len(tokens))
+    counts, before = np.array([len(tokens)]), np.array([seen])
+    fed, _, rows = landmarks.spread(tokens[None], counts, before)
+    return fed[0], rows[0]
 
 
 def _synthetic(
@@ -296,8 +331,8 @@ def _synthetic(
     if not plan.probes:
         return None
     own = model.own_past(tokens[:CALIBRATION_TOKENS])
-    last = max(probe.start for probe in plan.probes)
-    kept = [len(_held(cache, last)) for cache in settings.caches]
+    starts = [settings.fed(probe.start) for probe in plan.probes]
+    kept = [max(len(held_tokens(start, cache)) for start in starts) for cache in settings.caches]
     sample = Cache(keys=own.keys, values=own.values)
     return SyntheticPast(
         caches=settings.caches,
@@ -308,17 +343,28 @@ def _synthetic(
             for layer in range(len(settings.caches))
         ),
         numbers=settings.numbers,
+        landmarks=settings.landmarks,
     )
 
 
-def _block(positions: Ints, logits: Floats) -> BlockReference:
+def _measured(model: PairwiseReference, call: _Call) -> BlockReference:
+    """The reference of one call, without the rows whose choice of blocks rounding to float32 can
+    turn, where nothing says which of two is right, and those that mostly read such tokens."""
+    logits = call.run(model)
+    margins = model.margins()
+    if not margins.ndim:
+        margins = np.broadcast_to(margins, int(call.rows.max()) + 1)
+    undecided = margins <= _UNDECIDED
+    share = undecided.cumsum() / np.arange(1, len(undecided) + 1)
+    decided = (~undecided & (share <= _UNDECIDED_SHARE))[call.rows]
     return BlockReference(
-        positions=positions,
-        logits=logits,
+        positions=call.positions[decided],
+        logits=logits[decided],
         own_table=None,
         unmodified=None,
         peers={},
         scale=logit_scale(logits),
+        undecided=int((~decided).sum()),
     )
 
 

@@ -68,6 +68,7 @@ class BlockReference:
     scale: float
     unquantised: Floats | None = None
     quantisation: RowErrors | None = None  # what quantising changes in PyTorch's own logits
+    undecided: int = 0  # rows left out, where float32 cannot tell which blocks are chosen
 
     def beside(self, unquantised: Floats) -> BlockReference:
         """The same with the logits over unquantised caches."""
@@ -101,6 +102,12 @@ class References:
     multiplier: float
     tables: Mapping[int, tuple[Floats, float]] = field(default_factory=dict)
     layer_tables: tuple[tuple[Floats, float] | None, ...] = ()
+
+    @property
+    def undecided(self) -> int:
+        """Rows left out of all blocks."""
+        given = (self.prefill, self.chunks, self.decode, *(block for _, block in self.probes))
+        return sum(block.undecided for block in given if block is not None)
 
 
 def random_tokens(count: int, vocab: int) -> Ints:

@@ -94,7 +94,7 @@ def run(
         rows=compared.rows,
         problems=compared.problems,
         **_table_errors(manifest, references),
-        skipped=skipped,
+        skipped=(*skipped, *_undecided(references)),
         quantisation=_quantisation(manifest, compared),
         engine=section,
         file=_file_check(manifest),
@@ -159,6 +159,12 @@ def _quantisation(manifest: Manifest, compared: Compared) -> QuantisationSection
         return None
     largest, mean = compared.loss
     return QuantisationSection(dtype=manifest.cache_dtype, max_error=largest, mean_error=mean)
+
+
+def _undecided(references: References) -> tuple[str, ...]:
+    """What was left out because float32 cannot tell which blocks score best."""
+    count = references.undecided
+    return (f"{count} rows whose best blocks score alike in float32",) if count else ()
 
 
 def _references(

@@ -42,15 +42,15 @@ def reaching(rule: str, parameters: object, capacity: int, **rest: int) -> Cache
                 "memory", Memory(memory=3, block=1, memory_slots=8), 2 + 8 + 63, sinks=2, window=59
             ),
         ),
-        # 4 + (4 + 2)·16 + w - 1 = 256; slots 4 + ⌈1020/16⌉·17
+        # 4 + (16 + 2)·8 + w - 1 = 256; slots 4 + ⌈1020/8⌉·9
         (
             {"method": "landmark", "target": 1024},
             reaching(
                 "landmark",
-                Landmark(block=16, topk=4, shared=False, token=None),
-                1092,
+                Landmark(block=8, topk=16, shared=False, token=None),
+                1156,
                 sinks=4,
-                window=157,
+                window=109,
             ),
         ),
         # 64·4 known positions: 2 + 3·7 + w - 1 ≤ 256
@@ -76,9 +76,9 @@ def reaching(rule: str, parameters: object, capacity: int, **rest: int) -> Cache
             {"landmark_token": 99, "landmark_block": 16, "target": 1000},
             reaching(
                 "landmark",
-                Landmark(block=16, topk=4, shared=False, token=99),
+                Landmark(block=16, topk=8, shared=False, token=99),
                 1000 + 66,
-                window=161,
+                window=97,
             ),
         ),
         # (256 - 64)·G + 64 ≥ 1024: 5 would do and must divide 64.
@@ -110,12 +110,12 @@ def test_slots_and_parameters(recipe, expected):
 def test_positions_of_a_scaled_checkpoint_are_all_known():
     """64 trained tokens and factor 4: as many as max_position_embeddings, 256."""
     plan = planned(method="landmark", target=1024, rope=SCALED)
-    assert (plan.method, plan.factor, plan.caches[0].window) == ("yarn", 4.0, 157)
+    assert (plan.method, plan.factor, plan.caches[0].window) == ("yarn", 4.0, 109)
 
 
 def test_positions_are_those_that_a_factor_scales_to():
     assert planned(method="yarn", factor=2, cache="landmark", target=4096).caches[0].window == (
-        512 + 1 - 4 - (8 + 2) * 16
+        512 + 1 - 4 - (32 + 2) * 8
     )
 
 
@@ -123,11 +123,11 @@ def test_layers_with_a_window_of_their_own_keep_it():
     caches = planned(0, 40, method="memory", max_chunk=8).caches
     assert caches[0].rule == "memory"
     assert caches[1] == bounded(0, 40, 47, "sliding-window")
-    caches = planned(0, 40, 1090, method="landmark", target=1024, max_chunk=8).caches
+    caches = planned(0, 40, 1150, method="landmark", target=1024, max_chunk=8).caches
     assert caches[0].rule == "landmark"
     assert caches[1] == bounded(0, 40, 47, "sliding-window")
     # One number of slots is given for all caches that grow.
-    assert caches[2] == full(caches[0].capacity, window=1090)
+    assert caches[2] == full(caches[0].capacity, window=1150)
 
 
 def test_a_window_as_long_as_the_positions_stays_a_ring_beside_memory():
@@ -142,10 +142,10 @@ def test_a_window_as_long_as_the_positions_stays_a_ring_beside_memory():
         ({"method": "memory", "window": 0}, "window is 0: memory needs"),
         ({"method": "memory", "memory_tokens": 300}, "give fewer --memory-tokens"),
         (
-            {"method": "landmark", "target": 1024, "window": 158},
-            "window of 158 within 256 positions.*give --window 157 or less",
+            {"method": "landmark", "target": 1024, "window": 110},
+            "window of 110 within 256 positions.*give --window 109 or less",
         ),
-        ({"landmark_topk": 20, "target": 1024}, "give a smaller --landmark-topk or block"),
+        ({"landmark_topk": 40, "target": 1024}, "give a smaller --landmark-topk or block"),
         ({"landmark_token": 100, "target": 1024}, "the vocabulary has 100 tokens"),
         ({"landmark_token": 9, "landmark_block": 1, "target": 1024}, "--landmark-block 2 or more"),
         # (256 - 64)·4 + 64 = 832; 5 groups need a neighbor that 5 divides.

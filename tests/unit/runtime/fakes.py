@@ -98,8 +98,8 @@ class FakeBackend:
     fail_write: bool = False
     closed: int = 0
 
-    def chunk_limit(self, slots: int) -> int:
-        self.asked.append(slots)
+    def chunk_limit(self, scores: int) -> int:
+        self.asked.append(scores)
         return self.limit
 
     def grow(self, capacity: int) -> None:
