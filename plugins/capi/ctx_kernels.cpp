@@ -55,6 +55,26 @@ CtxStatus call(CParams const* given, void* stream, ctx::LaunchResult (*launcher)
     }
 }
 
+// Bytes that an operator says for its C struct, of which an older caller may know only the first `size` bytes.
+template <typename CParams, typename Workspace>
+uint64_t workspaceOf(CParams const* given, Workspace const& workspace) noexcept
+{
+    if (given == nullptr || given->size < sizeof(uint64_t))
+    {
+        return 0;
+    }
+    CParams known{};
+    std::memcpy(&known, given, std::min<size_t>(given->size, sizeof(known)));
+    return workspace(known);
+}
+
+// Of an attention whose struct holds a CtxAttentionCall.
+template <typename CParams>
+uint64_t callWorkspace(CParams const* given) noexcept
+{
+    return workspaceOf(given, [](CParams const& known) { return ctx::workspaceBytes(ctx::commonParams(known.call)); });
+}
+
 } // namespace
 
 CtxStatus ctxRotaryFrequencies(CtxRotaryFrequenciesParams const* params, void* stream)
@@ -74,13 +94,38 @@ CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, voi
 
 uint64_t ctxSinkWindowAttentionWorkspace(CtxSinkWindowAttentionParams const* params)
 {
-    if (params == nullptr || params->size < sizeof(uint64_t))
-    {
-        return 0;
-    }
-    CtxSinkWindowAttentionParams known{};
-    std::memcpy(&known, params, std::min<size_t>(params->size, sizeof(known)));
-    return ctx::workspaceBytes(ctx::SinkWindowAttentionParams{known});
+    return workspaceOf(params, [](CtxSinkWindowAttentionParams const& known)
+        { return ctx::workspaceBytes(ctx::SinkWindowAttentionParams{known}); });
+}
+
+CtxStatus ctxSelfExtendAttention(CtxSelfExtendAttentionParams const* params, void* stream)
+{
+    return call(params, stream, ctx::launchSelfExtendAttention);
+}
+
+CtxStatus ctxDualChunkAttention(CtxDualChunkAttentionParams const* params, void* stream)
+{
+    return call(params, stream, ctx::launchDualChunkAttention);
+}
+
+CtxStatus ctxMemoryAttention(CtxMemoryAttentionParams const* params, void* stream)
+{
+    return call(params, stream, ctx::launchMemoryAttention);
+}
+
+uint64_t ctxSelfExtendAttentionWorkspace(CtxSelfExtendAttentionParams const* params)
+{
+    return callWorkspace(params);
+}
+
+uint64_t ctxDualChunkAttentionWorkspace(CtxDualChunkAttentionParams const* params)
+{
+    return callWorkspace(params);
+}
+
+uint64_t ctxMemoryAttentionWorkspace(CtxMemoryAttentionParams const* params)
+{
+    return callWorkspace(params);
 }
 
 CtxStatus ctxLandmarkAttention(CtxLandmarkAttentionParams const* params, void* stream)
@@ -90,13 +135,8 @@ CtxStatus ctxLandmarkAttention(CtxLandmarkAttentionParams const* params, void* s
 
 uint64_t ctxLandmarkAttentionWorkspace(CtxLandmarkAttentionParams const* params)
 {
-    if (params == nullptr || params->size < sizeof(uint64_t))
-    {
-        return 0;
-    }
-    CtxLandmarkAttentionParams known{};
-    std::memcpy(&known, params, std::min<size_t>(params->size, sizeof(known)));
-    return ctx::workspaceBytes(ctx::LandmarkAttentionParams{known});
+    return workspaceOf(params, [](CtxLandmarkAttentionParams const& known)
+        { return ctx::workspaceBytes(ctx::LandmarkAttentionParams{known}); });
 }
 
 char const* ctxLastErrorMessage(void)

@@ -2,9 +2,12 @@
 #pragma once
 
 #include "kernels/common/runtime.h"
+#include "kernels/dual_chunk_attention/dual_chunk_attention_params.h"
 #include "kernels/landmark_attention/landmark_attention_params.h"
+#include "kernels/memory_attention/memory_attention_params.h"
 #include "kernels/rotary_frequencies/rotary_frequencies_params.h"
 #include "kernels/scaled_rotary_embedding/scaled_rotary_embedding_params.h"
+#include "kernels/self_extend_attention/self_extend_attention_params.h"
 #include "kernels/sink_window_attention/sink_window_attention_params.h"
 
 namespace ctx
@@ -41,6 +44,9 @@ struct LaunchResult
 LaunchResult launchRotaryFrequencies(RotaryFrequenciesParams const& params, cudaStream_t stream);
 LaunchResult launchScaledRotaryEmbedding(ScaledRotaryEmbeddingParams const& params, cudaStream_t stream);
 LaunchResult launchSinkWindowAttention(SinkWindowAttentionParams const& params, cudaStream_t stream);
+LaunchResult launchSelfExtendAttention(SelfExtendAttentionParams const& params, cudaStream_t stream);
+LaunchResult launchDualChunkAttention(DualChunkAttentionParams const& params, cudaStream_t stream);
+LaunchResult launchMemoryAttention(MemoryAttentionParams const& params, cudaStream_t stream);
 LaunchResult launchLandmarkAttention(LandmarkAttentionParams const& params, cudaStream_t stream);
 
 // Bytes of workspace that the launcher can use for a call of these sizes or of any smaller ones.

@@ -193,6 +193,49 @@ typedef struct CtxAttentionCall
 } CtxAttentionCall;
 
 /*
+ * Token t is in slot t. The query at position i meets the key at j <= i at those positions where i - j < neighbor, else
+ * at i / group + neighbor - neighbor / group and j / group (rounded down). One softmax over all.
+ */
+typedef struct CtxSelfExtendAttentionParams
+{
+    uint64_t size;
+    int64_t group;
+    int64_t neighbor; /* a multiple of group */
+    CtxAttentionCall call;
+} CtxSelfExtendAttentionParams;
+
+/*
+ * Token t is in slot t, its key at position t mod chunk. The query at position i meets keys of its own chunk at
+ * i mod chunk, those of the previous one at min(i mod chunk + chunk, reach - 1), earlier ones at reach - 1. One softmax
+ * over all.
+ */
+typedef struct CtxDualChunkAttentionParams
+{
+    uint64_t size;
+    int64_t chunk;
+    int64_t reach; /* >= chunk */
+    CtxAttentionCall call;
+} CtxDualChunkAttentionParams;
+
+/*
+ * With P(i) = max(0, i + 1 - sinks - window) / block (rounded down), the query at position i sees the tokens below
+ * `sinks`, the means of the blocks max(0, P - memory) to P - 1 of `block` tokens each after the sinks, and the tokens
+ * from sinks + P * block to i. Positions are ranks in this order. Slots: the sinks, `memorySlots` means (block m at
+ * m mod memorySlots), then a ring of window + block + rows - 2 or more tokens after the sinks. Blocks that the call's
+ * rows evict are averaged first, then the rows are written.
+ */
+typedef struct CtxMemoryAttentionParams
+{
+    uint64_t size;
+    int64_t sinks;
+    int64_t window;      /* >= 1 */
+    int64_t memory;      /* >= 1 */
+    int64_t block;       /* >= 1 */
+    int64_t memorySlots; /* >= memory + rows / block, rounded up */
+    CtxAttentionCall call;
+} CtxMemoryAttentionParams;
+
+/*
  * Block m is the `block` tokens from sinks + m * block on. For the query at position i, n blocks are candidates: those
  * whose last token is at or before i - window. Of them it reads the `topk` whose representatives match it best, ties to
  * the lower block, besides the sinks and all tokens after the candidates. With N = min(n, topk + 1) the newest N blocks
@@ -218,6 +261,9 @@ typedef struct CtxLandmarkAttentionParams
 CTX_API CtxStatus ctxRotaryFrequencies(CtxRotaryFrequenciesParams const* params, void* stream);
 CTX_API CtxStatus ctxScaledRotaryEmbedding(CtxScaledRotaryEmbeddingParams const* params, void* stream);
 CTX_API CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, void* stream);
+CTX_API CtxStatus ctxSelfExtendAttention(CtxSelfExtendAttentionParams const* params, void* stream);
+CTX_API CtxStatus ctxDualChunkAttention(CtxDualChunkAttentionParams const* params, void* stream);
+CTX_API CtxStatus ctxMemoryAttention(CtxMemoryAttentionParams const* params, void* stream);
 CTX_API CtxStatus ctxLandmarkAttention(CtxLandmarkAttentionParams const* params, void* stream);
 
 /*
@@ -226,6 +272,9 @@ CTX_API CtxStatus ctxLandmarkAttention(CtxLandmarkAttentionParams const* params,
  * needs no more.
  */
 CTX_API uint64_t ctxSinkWindowAttentionWorkspace(CtxSinkWindowAttentionParams const* params);
+CTX_API uint64_t ctxSelfExtendAttentionWorkspace(CtxSelfExtendAttentionParams const* params);
+CTX_API uint64_t ctxDualChunkAttentionWorkspace(CtxDualChunkAttentionParams const* params);
+CTX_API uint64_t ctxMemoryAttentionWorkspace(CtxMemoryAttentionParams const* params);
 
 /* Likewise; this call needs its workspace. */
 CTX_API uint64_t ctxLandmarkAttentionWorkspace(CtxLandmarkAttentionParams const* params);

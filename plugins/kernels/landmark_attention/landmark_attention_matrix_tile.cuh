@@ -75,7 +75,7 @@ CTX_DEVICE void placeBlockQueries(BlocksShared<Traits>& shared, LandmarkCall con
     __syncthreads();
     if (call.common.rotaryDim > 0)
     {
-        rotateRows<Scope>(rowRotation<typename Traits::T>(shared.query, call.common, shared.rotation), rows,
+        rotateRows(Scope{}, rowRotation<typename Traits::T>(shared.query, call.common, shared.rotation), rows,
             [&block, isFar](int row) { return block.queryPosition(row, isFar); });
         __syncthreads();
     }
@@ -110,7 +110,7 @@ CTX_DEVICE void beginRows(uint16_t* rows, void const* cache, LandmarkCall const&
 
 // Turns a step's keys that have arrived; `isRun`: their positions count up.
 template <typename Traits>
-CTX_DEVICE void turnKeys(
+CTX_DEVICE void turnStep(
     uint16_t* keys, BlocksShared<Traits> const& shared, LandmarkCall const& call, KeyPlace const* places, bool isRun)
 {
     if (call.common.rotaryDim == 0)
@@ -120,12 +120,12 @@ CTX_DEVICE void turnKeys(
     auto const rotation = rowRotation<typename Traits::T>(keys, call.common, shared.rotation);
     if (isRun)
     {
-        rotateRun<WarpScope>(rotation, Traits::kSTEP_KEYS, places[0].position);
+        rotateRun(WarpScope{}, rotation, Traits::kSTEP_KEYS, places[0].position);
     }
     else
     {
-        rotateRows<WarpScope>(
-            rotation, Traits::kSTEP_KEYS, [places](int row) { return int64_t{places[row].position}; });
+        rotateSteps(
+            WarpScope{}, rotation, Traits::kSTEP_KEYS, [places](int row) { return int64_t{places[row].position}; });
     }
     __syncwarp();
 }

@@ -1,7 +1,6 @@
 // SinkWindowAttention's launcher: copy past where present is other memory, write every new key and value to its slot,
 // attend. Attention reads `present` alone, so past and present may be the same memory.
 
-#include "kernels/common/element.cuh"
 #include "kernels/sink_window_attention/sink_window_attention_launch.h"
 
 namespace ctx
@@ -20,24 +19,13 @@ LaunchResult copyCache(void* present, void const* past, int64_t bytes, cudaStrea
         "the copy of past to present");
 }
 
-template <typename T>
-LaunchResult launchMatrixAttention(SinkWindowAttentionParams const& params, cudaStream_t stream)
-{
-    bool const isFew = params.queryHeads / params.kvHeads * params.rows <= kDECODE_ROWS;
-    return isFew ? launchDecode<T>(params, stream) : launchPrefill<T>(params, stream);
-}
-
-LaunchResult launchAttention(SinkWindowAttentionParams const& params, cudaStream_t stream)
-{
-    switch (params.dataType)
-    {
-    case CTX_DATA_TYPE_FLOAT16: return launchMatrixAttention<Half>(params, stream);
-    case CTX_DATA_TYPE_BFLOAT16: return launchMatrixAttention<BFloat16>(params, stream);
-    default: return launchScalarAttention(params, stream);
-    }
-}
-
 } // namespace
+
+LaunchResult copyPast(SinkWindowAttentionParams const& params, cudaStream_t stream)
+{
+    LaunchResult const keys = copyCache(params.presentKey, params.pastKey, params.cacheBytes(), stream);
+    return keys.isSuccess() ? copyCache(params.presentValue, params.pastValue, params.cacheBytes(), stream) : keys;
+}
 
 LaunchResult launchSinkWindowAttention(SinkWindowAttentionParams const& given, cudaStream_t stream)
 {
@@ -46,16 +34,12 @@ LaunchResult launchSinkWindowAttention(SinkWindowAttentionParams const& given, c
         return LaunchResult::invalid(fault);
     }
     SinkWindowAttentionParams const params = given.withStrides();
-    LaunchResult result = copyCache(params.presentKey, params.pastKey, params.cacheBytes(), stream);
-    if (result.isSuccess())
-    {
-        result = copyCache(params.presentValue, params.pastValue, params.cacheBytes(), stream);
-    }
+    LaunchResult result = copyPast(params, stream);
     if (params.isEmpty() || !result.isSuccess())
     {
         return result;
     }
-    result = launchWriteCache(params, stream);
+    result = launchWriteCache(params, layoutOf(params), stream);
     return result.isSuccess() ? launchAttention(params, stream) : result;
 }
 

@@ -9,9 +9,11 @@
 namespace ctx
 {
 
-template <typename T_, int DIM, int WARPS, int STAGES>
+template <typename Call_, typename T_, int DIM, int WARPS, int STAGES>
 struct DecodeTraits
 {
+    using Call = Call_;
+    using Params = typename Call::Params;
     using T = T_;
     static constexpr int kDIM = DIM;
     static constexpr int kWARPS = WARPS;
@@ -21,7 +23,7 @@ struct DecodeTraits
     static constexpr int kSTEP_KEYS = 16; // of a warp
     static constexpr int kTILE_KEYS = WARPS * kSTEP_KEYS;
     static constexpr int kSTEP_ELEMENTS = kSTEP_KEYS * DIM;
-    using Loader = TileLoader<T, DIM, kSTEP_KEYS, WarpScope>;
+    using Loader = TileLoader<T, DIM, kSTEP_KEYS, WarpScope, Call::kHAS_QUANTISED_CACHES>;
     using Queries = WarpQueries<DIM, 1>;
 };
 
@@ -33,8 +35,8 @@ struct DecodeShared
     alignas(16) uint16_t value[Traits::kWARPS][Traits::kSTAGES][Traits::kSTEP_ELEMENTS];
     SharedRotation<Traits::kDIM> rotation;
     SoftmaxState state[Traits::kWARPS][Traits::kTILE_ROWS];
-    int32_t token[Traits::kTILE_ROWS]; // of each row, less that of the first
-    BlockCall call;
+    typename Traits::Call::template Rows<Traits::kTILE_ROWS> rows;
+    typename Traits::Call call;
 
     // Sums of a warp's row, in place of the keys when all warps are done.
     CTX_DEVICE float* sums(int warp, int row)
@@ -52,13 +54,15 @@ CTX_DEVICE int warpIndex()
 
 // Begins the copies of a warp's step of a tile and ends their group, which is empty past the last tile.
 template <typename Traits>
-CTX_DEVICE void beginStep(uint16_t* rows, void const* cache, BlockCall const& call, int32_t tile, int32_t end)
+CTX_DEVICE void beginStep(
+    uint16_t* rows, void const* cache, typename Traits::Call const& call, int32_t tile, int32_t end)
 {
     int const first = warpIndex() * Traits::kSTEP_KEYS;
     if (tile < end && first < call.tiles.keysOf(tile))
     {
-        int64_t const slot = call.cache.layout.slotAfter(call.tiles.firstSlot(call.cache.layout, tile), first);
-        Traits::Loader::begin(rows, cache, call.cache, slot, call.tiles.keysOf(tile) - first);
+        CachePlace const& place = call.cacheOf(tile);
+        int64_t const slot = place.layout.slotAfter(call.firstSlot(tile), first);
+        Traits::Loader::begin(rows, cache, place, slot, call.tiles.keysOf(tile) - first);
     }
     commitCopies();
 }
@@ -66,24 +70,23 @@ CTX_DEVICE void beginStep(uint16_t* rows, void const* cache, BlockCall const& ca
 // The warp's step of one tile, of which keys and values are under way in `stage`.
 template <typename Traits>
 CTX_DEVICE void attendStep(typename Traits::Queries& queries, DecodeShared<Traits>& shared,
-    CtxSinkWindowAttentionParams const& params, int32_t tile, int32_t end, int stage)
+    typename Traits::Params const& params, int32_t tile, int32_t end, int stage)
 {
     using T = typename Traits::T;
     constexpr int kPENDING = 2 * Traits::kSTAGES - 1;
-    BlockCall const& call = shared.call;
+    typename Traits::Call const& call = shared.call;
     uint16_t* const key = shared.key[warpIndex()][stage];
     uint16_t* const value = shared.value[warpIndex()][stage];
     int const first = warpIndex() * Traits::kSTEP_KEYS;
-    TileVisibility const visibility = tileVisibility(call.tiles, tile, params.window, call.position());
+    auto const visibility = visibilityOf(call, params, tile);
     bool const attends = first < visibility.keys;
     FragmentC score[1][Traits::kSTEP_KEYS / 8];
     waitForCopies<kPENDING>();
     __syncwarp(); // the keys are there
     if (attends)
     {
-        prepareKeys<typename Traits::Loader, T, Traits::kDIM, WarpScope>(key, params, shared.rotation,
-            static_cast<int32_t>(smaller(Traits::kSTEP_KEYS, visibility.keys - first)),
-            call.tiles.firstToken(tile) + first);
+        prepareKeys<typename Traits::Loader, T, Traits::kDIM, WarpScope>(key, params, shared.rotation, call, tile,
+            first, static_cast<int32_t>(smaller(Traits::kSTEP_KEYS, visibility.keys - first)));
         scoreKeys<T, Traits::kDIM, 1, Traits::kSTEP_KEYS>(score, shared.query, 0, key, 0);
     }
     __syncwarp(); // the keys are read
@@ -94,14 +97,14 @@ CTX_DEVICE void attendStep(typename Traits::Queries& queries, DecodeShared<Trait
         {
             capScores(score, call.scale);
         }
-        hideKeys(score, shared.token, visibility, first);
+        hideKeys(score, shared.rows.ofTile(call, tile), visibility, first);
         weighScores<Traits::kDIM>(score, queries, call.scale.perScore());
     }
     waitForCopies<kPENDING>();
     __syncwarp(); // the values are there
     if (attends)
     {
-        if (params.cacheType != CTX_CACHE_TYPE_SAME)
+        if (Traits::Loader::isQuantised(params.cacheType))
         {
             Traits::Loader::expand(value, params.cacheType);
             __syncwarp();
@@ -115,7 +118,7 @@ CTX_DEVICE void attendStep(typename Traits::Queries& queries, DecodeShared<Trait
 // Begins the copies of the warp's first steps of tiles [begin, end).
 template <typename Traits>
 CTX_DEVICE void beginTiles(
-    DecodeShared<Traits>& shared, CtxSinkWindowAttentionParams const& params, int32_t begin, int32_t end)
+    DecodeShared<Traits>& shared, typename Traits::Params const& params, int32_t begin, int32_t end)
 {
     for (int stage = 0; stage < Traits::kSTAGES; ++stage)
     {
@@ -127,7 +130,7 @@ CTX_DEVICE void beginTiles(
 // The block's tiles [begin, end), all met by the same queries; their copies have begun.
 template <typename Traits>
 CTX_DEVICE void attendTiles(typename Traits::Queries& queries, DecodeShared<Traits>& shared,
-    CtxSinkWindowAttentionParams const& params, int32_t begin, int32_t end)
+    typename Traits::Params const& params, int32_t begin, int32_t end)
 {
     int stage = 0;
     CTX_UNROLL_BY(1)
@@ -164,10 +167,9 @@ CTX_DEVICE void shareSums(DecodeShared<Traits>& shared, typename Traits::Queries
 
 // y of the block's rows, or the split's part of it.
 template <typename Traits>
-CTX_DEVICE void mergeWarps(
-    DecodeShared<Traits>& shared, CtxSinkWindowAttentionParams const& params, GridPlan const& grid)
+CTX_DEVICE void mergeWarps(DecodeShared<Traits>& shared, typename Traits::Params const& params, GridPlan const& grid)
 {
-    BlockCall const& call = shared.call;
+    typename Traits::Call const& call = shared.call;
     Partials const partials = Partials::of(params, grid.splits);
     auto const headDim = static_cast<int>(params.headDim);
     for (int item = static_cast<int>(threadIdx.x); item < Traits::kTILE_ROWS * Traits::kDIM / 4;
@@ -220,7 +222,7 @@ CTX_DEVICE void mergeWarps(
 
 template <typename Traits>
 CTX_KERNEL(Traits::kTHREADS)
-attendDecode(CtxSinkWindowAttentionParams const params, GridPlan const grid)
+attendDecode(typename Traits::Params const params, GridPlan const grid)
 {
     using T = typename Traits::T;
     using Scope = BlockScope<Traits::kTHREADS>;
@@ -228,12 +230,15 @@ attendDecode(CtxSinkWindowAttentionParams const params, GridPlan const grid)
     auto& shared = *reinterpret_cast<DecodeShared<Traits>*>(memory);
     if (threadIdx.x == 0)
     {
-        shared.call = blockCall(params, grid, blockIdx.x, Traits::kTILE_ROWS, Traits::kTILE_KEYS);
+        placeBlock(shared.call, params, grid, blockIdx.x, Traits::kTILE_ROWS, Traits::kTILE_KEYS);
     }
     __syncthreads();
-    BlockCall const& call = shared.call;
+    typename Traits::Call const& call = shared.call;
     loadRotation(shared.rotation, params, call.place.batch, Traits::kTHREADS);
-    placeTokens(shared.token, call, Traits::kTHREADS);
+    for (int row = static_cast<int>(threadIdx.x); row < Traits::kTILE_ROWS; row += Traits::kTHREADS)
+    {
+        shared.rows.place(call, params, row);
+    }
     __syncthreads();
     typename Traits::Queries queries;
     startQueries(queries, params, call.place, call.place.firstRow,
@@ -241,11 +246,10 @@ attendDecode(CtxSinkWindowAttentionParams const params, GridPlan const grid)
     int32_t begin = call.share.begin;
     while (begin < call.share.end)
     {
-        bool const isSinks = call.tiles.isSinkTile(begin) && hasSinkQuery(params);
-        int32_t const end = isSinks && call.tiles.sinkTiles < call.share.end ? call.tiles.sinkTiles : call.share.end;
+        int32_t const end = call.endOfQueries(params, begin);
         beginTiles<Traits>(shared, params, begin, end);
-        __syncthreads(); // the sinks' queries are read
-        placeQueries<T, Traits::kDIM, Traits::kTILE_ROWS, Scope>(shared.query, params, call, shared.rotation, isSinks);
+        __syncthreads(); // the queries before them are read
+        placeQueries<T, Traits::kDIM, Scope>(shared.query, shared.rows, call, params, shared.rotation, begin);
         attendTiles<Traits>(queries, shared, params, begin, end);
         begin = end;
     }
@@ -255,8 +259,8 @@ attendDecode(CtxSinkWindowAttentionParams const params, GridPlan const grid)
     mergeWarps<Traits>(shared, params, grid);
 }
 
-template <typename Traits>
-LaunchResult launchAttendDecode(SinkWindowAttentionParams const& params, cudaStream_t stream)
+template <typename Traits, typename Params>
+LaunchResult launchAttendDecode(Params const& params, cudaStream_t stream)
 {
     static_assert(sizeof(DecodeShared<Traits>) <= kMAX_SHARED_BYTES, "a tile fits every GPU's shared memory");
     BlockShape const shape{Traits::kTILE_ROWS, Traits::kTILE_KEYS, Traits::kTHREADS, sizeof(DecodeShared<Traits>)};
@@ -264,26 +268,27 @@ LaunchResult launchAttendDecode(SinkWindowAttentionParams const& params, cudaStr
 }
 
 // 48 to 64 KB of keys and values under way in each block.
-template <typename T>
-LaunchResult launchDecode(SinkWindowAttentionParams const& params, cudaStream_t stream)
+template <typename T, typename Params>
+LaunchResult launchDecode(Params const& params, cudaStream_t stream)
 {
+    using Call = CallOf<Params>;
     if (params.headDim <= 64)
     {
-        return launchAttendDecode<DecodeTraits<T, 64, 4, 4>>(params, stream);
+        return launchAttendDecode<DecodeTraits<Call, T, 64, 4, 4>>(params, stream);
     }
     if (params.headDim <= 80)
     {
-        return launchAttendDecode<DecodeTraits<T, 80, 4, 3>>(params, stream);
+        return launchAttendDecode<DecodeTraits<Call, T, 80, 4, 3>>(params, stream);
     }
     if (params.headDim <= 96)
     {
-        return launchAttendDecode<DecodeTraits<T, 96, 4, 2>>(params, stream);
+        return launchAttendDecode<DecodeTraits<Call, T, 96, 4, 2>>(params, stream);
     }
     if (params.headDim <= 128)
     {
-        return launchAttendDecode<DecodeTraits<T, 128, 4, 2>>(params, stream);
+        return launchAttendDecode<DecodeTraits<Call, T, 128, 4, 2>>(params, stream);
     }
-    return launchAttendDecode<DecodeTraits<T, 256, 2, 2>>(params, stream);
+    return launchAttendDecode<DecodeTraits<Call, T, 256, 2, 2>>(params, stream);
 }
 
 } // namespace ctx

@@ -50,14 +50,14 @@ CTX_HOST_DEVICE int64_t larger(int64_t a, int64_t b)
 // Where the tokens of one sequence are kept.
 struct CacheLayout
 {
-    int64_t capacity;
+    int64_t capacity; // end of the slots
     int64_t sinks;
-    int64_t ring; // slots after the sinks; 0: slot = token
+    int64_t ring; // the last slots, for the tokens after the sinks; 0: slot = token
 
     // Slot of a token >= 0; at or above `capacity` there is none.
     CTX_HOST_DEVICE int64_t slotOf(int64_t token) const
     {
-        return ring == 0 || token < sinks ? token : sinks + (token - sinks) % ring;
+        return ring == 0 || token < sinks ? token : capacity - ring + (token - sinks) % ring;
     }
 
     // Slot of the token `distance` after one in `slot`, both sinks or both not and at the same time in the cache, so at
@@ -109,11 +109,6 @@ struct TokenRange
     int64_t end;
     bool isSinks;
 };
-
-CTX_HOST_DEVICE bool isVisible(TokenRange const& range, int64_t window, int64_t position, int64_t token)
-{
-    return token < range.end && token <= position && (range.isSinks || window == 0 || position - token < window);
-}
 
 // Sinks that any query in positions [first, last] sees.
 CTX_HOST_DEVICE TokenRange sinkRange(int64_t sinks, int64_t last)

@@ -4,7 +4,7 @@
 #include "kernels/common/async_copy.cuh"
 #include "kernels/common/quantised.cuh"
 #include "kernels/scaled_rotary_embedding/scaled_rotary_embedding_packs.cuh"
-#include "kernels/sink_window_attention/sink_window_attention_block.cuh"
+#include "kernels/sink_window_attention/sink_window_attention_turn.cuh"
 
 namespace ctx
 {
@@ -65,38 +65,6 @@ static_assert(TileRows<64>::isFreeOfConflicts() && TileRows<80>::isFreeOfConflic
         && TileRows<96>::isFreeOfConflicts() && TileRows<128>::isFreeOfConflicts()
         && TileRows<256>::isFreeOfConflicts(),
     "a load of matrices from shared memory takes one pass");
-
-// The threads that work on a tile together.
-template <int THREADS>
-struct BlockScope
-{
-    static constexpr int kTHREADS = THREADS;
-
-    static CTX_DEVICE int thread()
-    {
-        return static_cast<int>(threadIdx.x);
-    }
-
-    static CTX_DEVICE void sync()
-    {
-        __syncthreads();
-    }
-};
-
-struct WarpScope
-{
-    static constexpr int kTHREADS = kWARP_SIZE;
-
-    static CTX_DEVICE int thread()
-    {
-        return static_cast<int>(threadIdx.x) % kWARP_SIZE;
-    }
-
-    static CTX_DEVICE void sync()
-    {
-        __syncwarp();
-    }
-};
 
 // Rotation of rows in shared memory: frequencies as phase steps.
 template <int DIM>
@@ -194,7 +162,7 @@ CTX_DEVICE RowRotation<T, DIM> rowRotation(
 // Turns the tile's first `rows` rows; `positionOf` gives a row's position. The scope's other threads see the result
 // after a barrier.
 template <typename Scope, typename T, int DIM, typename PositionOf>
-CTX_DEVICE void rotateRows(RowRotation<T, DIM> const& rotation, int rows, PositionOf const& positionOf)
+CTX_DEVICE void rotateRows(Scope, RowRotation<T, DIM> const& rotation, int rows, PositionOf const& positionOf)
 {
     int const units = rotation.units();
     CTX_UNROLL_BY(1)
@@ -217,12 +185,12 @@ CTX_DEVICE void rotateRows(RowRotation<T, DIM> const& rotation, int rows, Positi
 // As rotateRows, for rows at positions `first`, first + 1, …. Angles are exact at every eighth row; those of the rows
 // before and after it, at most four away, follow by turning on step by step, which adds less than 2e-7 rad a step.
 template <typename Scope, typename T, int DIM>
-CTX_DEVICE void rotateRun(RowRotation<T, DIM> const& rotation, int rows, int64_t first)
+CTX_DEVICE void rotateRun(Scope, RowRotation<T, DIM> const& rotation, int rows, int64_t first)
 {
     constexpr int kRUN = 8;
     if (rotation.pairs % 2 != 0)
     {
-        rotateRows<Scope>(rotation, rows, [first](int row) { return first + row; });
+        rotateRows(Scope{}, rotation, rows, [first](int row) { return first + row; });
         return;
     }
     int const units = rotation.units();
@@ -260,6 +228,49 @@ CTX_DEVICE void rotateRun(RowRotation<T, DIM> const& rotation, int rows, int64_t
     }
 }
 
+// As rotateRows, for rows of which most are at the position of the one before or at the next. Angles are exact at every
+// fourth row and after a jump; the others follow by turning on, which adds less than 2e-7 rad a step.
+template <typename Scope, typename T, int DIM, typename PositionOf>
+CTX_DEVICE void rotateSteps(Scope, RowRotation<T, DIM> const& rotation, int rows, PositionOf const& positionOf)
+{
+    constexpr int kRUN = 8;
+    constexpr int kEXACT = 4;
+    if (rotation.pairs % 2 != 0)
+    {
+        rotateRows(Scope{}, rotation, rows, positionOf);
+        return;
+    }
+    int const units = rotation.units();
+    int const runs = (rows + kRUN - 1) / kRUN;
+    CTX_UNROLL_BY(1)
+    for (int item = opaque(Scope::thread()); item < runs * units; item += Scope::kTHREADS)
+    {
+        int const unit = item % units;
+        int const begin = item / units * kRUN;
+        int const end = begin + kRUN < rows ? begin + kRUN : rows;
+        CosSin const steps[2] = {rotation.stepTurn(2 * unit), rotation.stepTurn(2 * unit + 1)};
+        CosSin turns[2] = {steps[0], steps[1]};
+        int64_t position = 0;
+        CTX_UNROLL_BY(1)
+        for (int row = begin; row < end; ++row)
+        {
+            int64_t const next = positionOf(row);
+            if ((row - begin) % kEXACT == 0 || (next != position && next != position + 1))
+            {
+                turns[0] = rotation.turn(next, 2 * unit);
+                turns[1] = rotation.turn(next, 2 * unit + 1);
+            }
+            else if (next != position)
+            {
+                turns[0] = added(turns[0], steps[0]);
+                turns[1] = added(turns[1], steps[1]);
+            }
+            position = next;
+            rotation.rotateTwo(row, unit, turns[0], turns[1]);
+        }
+    }
+}
+
 // The block's first ROWS packed rows of q; rows past the end and dims past the head's become zeros. A negative scale of
 // the logits turns the queries' signs, so that it counts as positive later.
 template <int DIM, int ROWS, typename Scope>
@@ -289,31 +300,34 @@ CTX_DEVICE void loadQueries(
     }
 }
 
-// The queries that meet the sinks, or the others, turned where the call does that.
-template <typename T, int DIM, int ROWS, typename Scope>
-CTX_DEVICE void placeQueries(uint16_t* tile, CtxSinkWindowAttentionParams const& params, BlockCall const& call,
-    SharedRotation<DIM> const& rotation, bool forSinks)
+// The queries that meet a tile of keys, and those after it until they change, turned where the call does that.
+template <typename T, int DIM, typename Scope, int ROWS, template <int> typename Rows, typename Call>
+CTX_DEVICE void placeQueries(uint16_t* queries, Rows<ROWS> const& rows, Call const& call,
+    typename Call::Params const& params, SharedRotation<DIM> const& rotation, int32_t tile)
 {
-    loadQueries<DIM, ROWS, Scope>(tile, params, call, queriesOf(params, forSinks));
+    loadQueries<DIM, ROWS, Scope>(queries, params, call, call.queries(params, tile));
     Scope::sync();
     if (rotatesQueries(params))
     {
-        int64_t const limit = queryLimit(params, forSinks);
-        rotateRows<Scope>(rowRotation<T>(tile, params, rotation), call.rows(ROWS),
-            [&call, limit](int row) { return call.queryPosition(row, limit); });
+        turnQueries<Scope>(rowRotation<T>(queries, params, rotation), rows, call, params, tile);
         Scope::sync();
     }
 }
 
 // ROWS tokens in shared memory, of which the first `keys` come from the cache and the others are zeros. A quantised
 // token's bytes wait in the second half of the tile until they are expanded.
-template <typename T, int DIM, int ROWS, typename Scope>
+template <typename T, int DIM, int ROWS, typename Scope, bool HAS_QUANTISED_CACHES>
 struct TileLoader
 {
     using Rows = TileRows<DIM>;
     static constexpr int kITEMS = ROWS * Rows::kCHUNKS;
     static constexpr int kPER_THREAD = kITEMS / Scope::kTHREADS;
     static_assert(kITEMS % Scope::kTHREADS == 0, "every thread loads as many chunks");
+
+    static CTX_HOST_DEVICE bool isQuantised(int32_t cacheType)
+    {
+        return HAS_QUANTISED_CACHES && cacheType != CTX_CACHE_TYPE_SAME;
+    }
 
     static CTX_DEVICE uint8_t* waiting(uint16_t* tile, int item)
     {
@@ -325,7 +339,7 @@ struct TileLoader
     {
         bool const isWhole = keys == ROWS && place.headDim == DIM && firstSlot + ROWS <= place.layout.capacity;
         int64_t const first = (place.firstRow + firstSlot) * place.headDim;
-        if (place.cacheType != CTX_CACHE_TYPE_SAME)
+        if (isQuantised(place.cacheType))
         {
             isWhole ? beginWhole<true>(tile, static_cast<uint8_t const*>(cache) + first)
                     : beginPart<true>(tile, cache, place, firstSlot, keys);
@@ -415,30 +429,20 @@ private:
     }
 };
 
-// Expands and rotates a tile of keys that has arrived.
-template <typename Loader, typename T, int DIM, typename Scope>
-CTX_DEVICE void prepareKeys(uint16_t* tile, CtxSinkWindowAttentionParams const& params,
-    SharedRotation<DIM> const& rotation, int32_t keys, int64_t firstToken)
+// Expands and rotates keys of a tile that have arrived, from its key `first` on.
+template <typename Loader, typename T, int DIM, typename Scope, typename Call>
+CTX_DEVICE void prepareKeys(uint16_t* rows, typename Call::Params const& params, SharedRotation<DIM> const& rotation,
+    Call const& call, int32_t tile, int first, int32_t keys)
 {
-    if (params.cacheType != CTX_CACHE_TYPE_SAME)
+    if (Loader::isQuantised(params.cacheType))
     {
-        Loader::expand(tile, params.cacheType);
+        Loader::expand(rows, params.cacheType);
         Scope::sync();
     }
     if (rotatesKeys(params))
     {
-        rotateRun<Scope>(rowRotation<T>(tile, params, rotation), keys, firstToken);
+        turnKeys<Scope>(rowRotation<T>(rows, params, rotation), call, tile, first, keys);
         Scope::sync();
-    }
-}
-
-// Tokens of the block's rows, less that of the first.
-template <int ROWS>
-CTX_DEVICE void placeTokens(int32_t (&token)[ROWS], BlockCall const& call, int threads)
-{
-    for (int row = static_cast<int>(threadIdx.x); row < ROWS; row += threads)
-    {
-        token[row] = static_cast<int32_t>(call.place.tokenOf(call.place.firstRow + row) - call.tokens.first);
     }
 }
 

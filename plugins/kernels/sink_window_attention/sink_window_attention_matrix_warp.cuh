@@ -114,42 +114,11 @@ CTX_DEVICE void scoreKeys(
     }
 }
 
-// Which of a tile's keys a query sees, counted from the tile's first key: that of token + oldest to that of token +
-// newest, below `keys`.
-struct TileVisibility
-{
-    int32_t oldest;
-    int32_t newest;
-    int32_t keys;
-
-    // Of queries with tokens from `first` to `last`.
-    CTX_HOST_DEVICE bool isAll(int32_t first, int32_t last, int32_t tileKeys) const
-    {
-        return last + oldest <= 0 && first + newest >= tileKeys - 1 && keys == tileKeys;
-    }
-
-    CTX_HOST_DEVICE bool isNothing(int32_t first, int32_t last) const
-    {
-        return first + oldest >= keys || last + newest < 0;
-    }
-};
-
-// `position`: of the block's first row. Tokens of a tile of queries are few, so that distances can be clamped.
-CTX_HOST_DEVICE TileVisibility tileVisibility(KeyTiles const& tiles, int32_t tile, int64_t window, int64_t position)
-{
-    constexpr int64_t kFAR = int64_t{1} << 20;
-    bool const isLimited = window > 0 && !tiles.rangeOf(tile).isSinks;
-    int64_t const newest = position - tiles.firstToken(tile);
-    int64_t const oldest = isLimited ? newest - window + 1 : -kFAR;
-    return TileVisibility{static_cast<int32_t>(larger(-kFAR, smaller(kFAR, oldest))),
-        static_cast<int32_t>(larger(-kFAR, smaller(kFAR, newest))), tiles.keysOf(tile)};
-}
-
-// Scores become -infinity where a query does not see a key; `tokens`: of the warp's rows, less that of the block's
-// first row, `firstKey`: of the scores within the tile.
-template <int FRAGMENTS, int TILES>
+// Scores become -infinity where a query does not see a key; `rows`: the warp's, `firstKey`: of the scores within the
+// tile.
+template <int FRAGMENTS, int TILES, typename Row, typename Visibility>
 CTX_DEVICE void hideKeys(
-    FragmentC (&score)[FRAGMENTS][TILES], int32_t const* tokens, TileVisibility const& visibility, int firstKey)
+    FragmentC (&score)[FRAGMENTS][TILES], Row const* rows, Visibility const& visibility, int firstKey)
 {
     CTX_UNROLL
     for (int f = 0; f < FRAGMENTS; ++f)
@@ -157,13 +126,11 @@ CTX_DEVICE void hideKeys(
         CTX_UNROLL
         for (int half = 0; half < 2; ++half)
         {
-            int32_t const token = tokens[laneRow(f, half)];
+            RowLimits const limits = visibility.limitsOf(rows[laneRow(f, half)]);
             // Counted from the lane's first key, so that keys are constants.
             int32_t const ownFirst = firstKey + opaque(laneColumn());
-            int32_t const oldest = token + visibility.oldest - ownFirst;
-            int32_t const newest
-                = (token + visibility.newest < visibility.keys ? token + visibility.newest : visibility.keys - 1)
-                - ownFirst;
+            int32_t const oldest = limits.oldest - ownFirst;
+            int32_t const newest = limits.newest - ownFirst;
             CTX_UNROLL
             for (int n = 0; n < TILES; ++n)
             {

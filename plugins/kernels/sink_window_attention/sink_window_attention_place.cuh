@@ -155,12 +155,11 @@ struct TileShare
     int32_t end;
 };
 
-CTX_HOST_DEVICE TileShare shareOf(KeyTiles const& tiles, uint32_t split, uint32_t splits)
+CTX_HOST_DEVICE TileShare shareOf(int32_t tiles, uint32_t split, uint32_t splits)
 {
-    auto const share = static_cast<int32_t>((tiles.count + splits - 1) / splits);
+    auto const share = static_cast<int32_t>((tiles + splits - 1) / splits);
     int64_t const begin = static_cast<int64_t>(split) * share;
-    return TileShare{
-        static_cast<int32_t>(smaller(begin, tiles.count)), static_cast<int32_t>(smaller(begin + share, tiles.count))};
+    return TileShare{static_cast<int32_t>(smaller(begin, tiles)), static_cast<int32_t>(smaller(begin + share, tiles))};
 }
 
 // Results of the splits in the workspace: sums of weighted values [split][row][D], then [split][row] softmax states,

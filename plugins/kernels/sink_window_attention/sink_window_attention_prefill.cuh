@@ -9,9 +9,11 @@
 namespace ctx
 {
 
-template <typename T_, int DIM, int FRAGMENTS, int TILE_KEYS>
+template <typename Call_, typename T_, int DIM, int FRAGMENTS, int TILE_KEYS>
 struct PrefillTraits
 {
+    using Call = Call_;
+    using Params = typename Call::Params;
     using T = T_;
     static constexpr int kDIM = DIM;
     static constexpr int kFRAGMENTS = FRAGMENTS; // of 16 rows, of a warp
@@ -21,7 +23,7 @@ struct PrefillTraits
     static constexpr int kWARP_ROWS = 16 * FRAGMENTS;
     static constexpr int kTILE_ROWS = kWARPS * kWARP_ROWS;
     using Scope = BlockScope<kTHREADS>;
-    using Loader = TileLoader<T, DIM, TILE_KEYS, Scope>;
+    using Loader = TileLoader<T, DIM, TILE_KEYS, Scope, Call::kHAS_QUANTISED_CACHES>;
     using Queries = WarpQueries<DIM, FRAGMENTS>;
 };
 
@@ -31,26 +33,24 @@ struct PrefillShared
     alignas(16) uint16_t query[Traits::kTILE_ROWS * Traits::kDIM];
     alignas(16) uint16_t key[Traits::kTILE_KEYS * Traits::kDIM];
     alignas(16) uint16_t value[Traits::kTILE_KEYS * Traits::kDIM];
-    int32_t token[Traits::kTILE_ROWS]; // of each row, less that of the first
-    BlockCall call;                    // here because registers are scarce
+    typename Traits::Call::template Rows<Traits::kTILE_ROWS> rows;
+    typename Traits::Call call; // here because registers are scarce
     // Last, because a call that rotates nothing does without: small GPUs then run two blocks at head dimension 96.
     alignas(16) SharedRotation<Traits::kDIM> rotation;
 };
 
-// Packed row of the warp's first query.
+// The warp's first row of the block's.
 template <typename Traits>
-CTX_DEVICE uint32_t firstWarpRow(BlockCall const& call)
+CTX_DEVICE int firstWarpRow()
 {
-    return call.place.firstRow + threadIdx.x / kWARP_SIZE * Traits::kWARP_ROWS;
+    return static_cast<int>(threadIdx.x) / kWARP_SIZE * Traits::kWARP_ROWS;
 }
 
-// Tokens of the warp's rows that attend, less that of the tile's first row; none if first > last.
+// Its packed row.
 template <typename Traits>
-CTX_DEVICE QueryTokens warpTokens(BlockCall const& call)
+CTX_DEVICE uint32_t firstPackedRow(BlockCall const& call)
 {
-    uint32_t const row = firstWarpRow<Traits>(call);
-    return QueryTokens{call.place.tokenOf(row) - call.tokens.first,
-        smaller(call.place.tokenOf(row + Traits::kWARP_ROWS - 1), call.tokens.last) - call.tokens.first};
+    return call.place.firstRow + firstWarpRow<Traits>();
 }
 
 // The split's part of the warp's rows.
@@ -65,7 +65,7 @@ CTX_DEVICE void storePartials(CtxSinkWindowAttentionParams const& params, GridPl
         CTX_UNROLL
         for (int half = 0; half < 2; ++half)
         {
-            uint32_t const packedRow = firstWarpRow<Traits>(call) + laneRow(f, half);
+            uint32_t const packedRow = firstPackedRow<Traits>(call) + laneRow(f, half);
             float const denominator = rowSum(queries.softmax[f][half].denominator);
             if (packedRow >= call.place.packedRows || call.place.tokenOf(packedRow) >= call.sequence.answered)
             {
@@ -139,30 +139,29 @@ CTX_DEVICE void storeQueries(PrefillShared<Traits>& shared, CtxSinkWindowAttenti
 // The warp's part in one tile of keys and values, of which the keys are under way.
 template <typename Traits>
 CTX_DEVICE void attendTile(typename Traits::Queries& queries, PrefillShared<Traits>& shared,
-    CtxSinkWindowAttentionParams const& params, int32_t tile)
+    typename Traits::Params const& params, int32_t tile)
 {
     using Loader = typename Traits::Loader;
-    BlockCall const& call = shared.call;
+    typename Traits::Call const& call = shared.call;
     auto const begin = [&](uint16_t* rows, void const* cache, int32_t index)
     {
-        Loader::begin(
-            rows, cache, call.cache, call.tiles.firstSlot(call.cache.layout, index), call.tiles.keysOf(index));
+        Loader::begin(rows, cache, call.cacheOf(index), call.firstSlot(index), call.tiles.keysOf(index));
         commitCopies();
     };
     waitForCopies<0>();
     __syncthreads(); // the keys are there, the last values read
     begin(shared.value, params.presentValue, tile);
     prepareKeys<Loader, typename Traits::T, Traits::kDIM, typename Traits::Scope>(
-        shared.key, params, shared.rotation, call.tiles.keysOf(tile), call.tiles.firstToken(tile));
-    TileVisibility const visibility = tileVisibility(call.tiles, tile, params.window, call.position());
-    QueryTokens const tokens = warpTokens<Traits>(call);
-    auto const first = static_cast<int32_t>(tokens.first);
-    auto const last = static_cast<int32_t>(tokens.last);
-    bool const attends = tokens.attend() && !visibility.isNothing(first, last);
+        shared.key, params, shared.rotation, call, tile, 0, call.tiles.keysOf(tile));
+    auto const visibility = visibilityOf(call, params, tile);
+    int const warpRow = firstWarpRow<Traits>();
+    auto const* const rows = shared.rows.ofTile(call, tile) + warpRow;
+    int const last
+        = (call.attendingRows - warpRow < Traits::kWARP_ROWS ? call.attendingRows - warpRow : Traits::kWARP_ROWS) - 1;
+    bool const attends = last >= 0 && !visibility.isNothing(rows[0], rows[last]);
     FragmentC score[Traits::kFRAGMENTS][Traits::kTILE_KEYS / 8];
     if (attends)
     {
-        int const warpRow = static_cast<int>(threadIdx.x) / kWARP_SIZE * Traits::kWARP_ROWS;
         scoreKeys<typename Traits::T, Traits::kDIM, Traits::kFRAGMENTS, Traits::kTILE_KEYS>(
             score, shared.query, warpRow, shared.key, 0);
     }
@@ -178,14 +177,13 @@ CTX_DEVICE void attendTile(typename Traits::Queries& queries, PrefillShared<Trai
         {
             capScores(score, call.scale);
         }
-        if (!visibility.isAll(first, last, Traits::kTILE_KEYS))
+        if (!visibility.isAll(rows[0], rows[last], Traits::kTILE_KEYS))
         {
-            int const warpRow = static_cast<int>(threadIdx.x) / kWARP_SIZE * Traits::kWARP_ROWS;
-            hideKeys(score, shared.token + warpRow, visibility, 0);
+            hideKeys(score, rows, visibility, 0);
         }
         weighScores<Traits::kDIM>(score, queries, call.scale.perScore());
     }
-    if (params.cacheType != CTX_CACHE_TYPE_SAME)
+    if (Loader::isQuantised(params.cacheType))
     {
         Loader::expand(shared.value, params.cacheType);
         __syncthreads();
@@ -199,35 +197,39 @@ CTX_DEVICE void attendTile(typename Traits::Queries& queries, PrefillShared<Trai
 
 template <typename Traits>
 CTX_KERNEL(Traits::kTHREADS)
-attendPrefill(CtxSinkWindowAttentionParams const params, GridPlan const grid)
+attendPrefill(typename Traits::Params const params, GridPlan const grid)
 {
     CTX_DYNAMIC_SHARED(memory);
     auto& shared = *reinterpret_cast<PrefillShared<Traits>*>(memory);
     if (threadIdx.x == 0)
     {
-        shared.call = blockCall(params, grid, blockIdx.x, Traits::kTILE_ROWS, Traits::kTILE_KEYS);
+        placeBlock(shared.call, params, grid, blockIdx.x, Traits::kTILE_ROWS, Traits::kTILE_KEYS);
     }
     __syncthreads();
-    BlockCall const& call = shared.call;
+    typename Traits::Call const& call = shared.call;
     loadRotation(shared.rotation, params, call.place.batch, Traits::kTHREADS);
-    placeTokens(shared.token, call, Traits::kTHREADS);
+    for (int row = static_cast<int>(threadIdx.x); row < Traits::kTILE_ROWS; row += Traits::kTHREADS)
+    {
+        shared.rows.place(call, params, row);
+    }
     typename Traits::Queries queries;
     startQueries(
-        queries, params, call.place, firstWarpRow<Traits>(call), params.headSink != nullptr && call.split == 0);
+        queries, params, call.place, firstPackedRow<Traits>(call), params.headSink != nullptr && call.split == 0);
     if (call.share.begin < call.share.end)
     {
-        Traits::Loader::begin(shared.key, params.presentKey, call.cache,
-            call.tiles.firstSlot(call.cache.layout, call.share.begin), call.tiles.keysOf(call.share.begin));
+        int32_t const first = call.share.begin;
+        Traits::Loader::begin(
+            shared.key, params.presentKey, call.cacheOf(first), call.firstSlot(first), call.tiles.keysOf(first));
         commitCopies();
     }
     CTX_UNROLL_BY(1)
     for (int32_t tile = call.share.begin; tile < call.share.end; ++tile)
     {
-        if (tile == call.share.begin || (tile == call.tiles.sinkTiles && hasSinkQuery(params)))
+        if (tile == call.share.begin || call.changesQueries(params, tile))
         {
-            __syncthreads(); // the frequencies are there, the sinks' queries read
-            placeQueries<typename Traits::T, Traits::kDIM, Traits::kTILE_ROWS, typename Traits::Scope>(
-                shared.query, params, call, shared.rotation, call.tiles.isSinkTile(tile));
+            __syncthreads(); // the frequencies are there, the queries before them read
+            placeQueries<typename Traits::T, Traits::kDIM, typename Traits::Scope>(
+                shared.query, shared.rows, call, params, shared.rotation, tile);
         }
         attendTile<Traits>(queries, shared, params, tile);
     }
@@ -239,8 +241,8 @@ attendPrefill(CtxSinkWindowAttentionParams const params, GridPlan const grid)
     storeQueries<Traits>(shared, params, call, queries);
 }
 
-template <typename Traits>
-LaunchResult launchAttendPrefill(SinkWindowAttentionParams const& params, cudaStream_t stream)
+template <typename Traits, typename Params>
+LaunchResult launchAttendPrefill(Params const& params, cudaStream_t stream)
 {
     static_assert(sizeof(PrefillShared<Traits>) <= kMAX_SHARED_BYTES, "a tile fits every GPU's shared memory");
     size_t const sharedBytes
@@ -249,26 +251,27 @@ LaunchResult launchAttendPrefill(SinkWindowAttentionParams const& params, cudaSt
     return launchAttend(params, shape, attendPrefill<Traits>, stream, "attendPrefill");
 }
 
-template <typename T>
-LaunchResult launchPrefill(SinkWindowAttentionParams const& params, cudaStream_t stream)
+template <typename T, typename Params>
+LaunchResult launchPrefill(Params const& params, cudaStream_t stream)
 {
+    using Call = CallOf<Params>;
     if (params.headDim <= 64)
     {
-        return launchAttendPrefill<PrefillTraits<T, 64, 2, 64>>(params, stream);
+        return launchAttendPrefill<PrefillTraits<Call, T, 64, 2, 64>>(params, stream);
     }
     if (params.headDim <= 80)
     {
-        return launchAttendPrefill<PrefillTraits<T, 80, 2, 64>>(params, stream);
+        return launchAttendPrefill<PrefillTraits<Call, T, 80, 2, 64>>(params, stream);
     }
     if (params.headDim <= 96)
     {
-        return launchAttendPrefill<PrefillTraits<T, 96, 2, 64>>(params, stream);
+        return launchAttendPrefill<PrefillTraits<Call, T, 96, 2, 64>>(params, stream);
     }
     if (params.headDim <= 128)
     {
-        return launchAttendPrefill<PrefillTraits<T, 128, 2, 64>>(params, stream);
+        return launchAttendPrefill<PrefillTraits<Call, T, 128, 2, 64>>(params, stream);
     }
-    return launchAttendPrefill<PrefillTraits<T, 256, 1, 64>>(params, stream);
+    return launchAttendPrefill<PrefillTraits<Call, T, 256, 1, Call::kWIDE_TILE_KEYS>>(params, stream);
 }
 
 } // namespace ctx

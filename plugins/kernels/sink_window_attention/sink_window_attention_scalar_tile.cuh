@@ -4,14 +4,16 @@
 
 #include "kernels/common/quantised.cuh"
 #include "kernels/scaled_rotary_embedding/scaled_rotary_embedding_packs.cuh"
-#include "kernels/sink_window_attention/sink_window_attention_block.cuh"
+#include "kernels/sink_window_attention/sink_window_attention_turn.cuh"
 
 namespace ctx
 {
 
-template <int PADDED_DIM, int ROWS_PER_WARP>
+template <typename Call_, int PADDED_DIM, int ROWS_PER_WARP>
 struct TileTraits
 {
+    using Call = Call_;
+    using Params = typename Call::Params;
     static constexpr int kPADDED_DIM = PADDED_DIM;
     static constexpr int kROWS_PER_WARP = ROWS_PER_WARP;
     static constexpr int kWARPS = 4;
@@ -37,8 +39,8 @@ struct SharedTile
     alignas(16) float weight[Traits::kTILE_ROWS][Traits::kTILE_KEYS];
     uint64_t phaseStep[Traits::kPADDED_DIM / 2];
     float multiplier[Traits::kPADDED_DIM / 2]; // NaN where the frequency has no phase step
-    int64_t position[Traits::kTILE_ROWS];      // -1: the row does not attend
-    BlockCall call;
+    typename Traits::Call::template Rows<Traits::kTILE_ROWS> rows;
+    typename Traits::Call call;
 };
 
 // A thread's part in loading rows of kPADDED_DIM elements: one column of four, in rows firstRow, firstRow + step, ….
@@ -97,10 +99,10 @@ CTX_DEVICE Float4 cachedFour(void const* cache, int64_t offset, int32_t cacheTyp
 // Keys and values of one tile of tokens; rows past its end become zeros.
 template <typename Traits>
 CTX_DEVICE void loadKeysAndValues(
-    SharedTile<Traits>& shared, CtxSinkWindowAttentionParams const& params, BlockCall const& call, int32_t tile)
+    SharedTile<Traits>& shared, typename Traits::Params const& params, typename Traits::Call const& call, int32_t tile)
 {
-    CacheLayout const& layout = call.cache.layout;
-    int64_t const firstSlot = call.tiles.firstSlot(layout, tile);
+    CachePlace const& place = call.cacheOf(tile);
+    int64_t const firstSlot = call.firstSlot(tile);
     auto const column = Column::ofThread<Traits>();
     int const tokens = column.dim < params.headDim ? call.tiles.keysOf(tile) : 0;
     CTX_UNROLL_BY(2)
@@ -111,7 +113,7 @@ CTX_DEVICE void loadKeysAndValues(
         if (token < tokens)
         {
             int64_t const offset
-                = (call.cache.firstRow + layout.slotAfter(firstSlot, token)) * params.headDim + column.dim;
+                = (place.firstRow + place.layout.slotAfter(firstSlot, token)) * params.headDim + column.dim;
             key = cachedFour(params.presentKey, offset, params.cacheType);
             value = cachedFour(params.presentValue, offset, params.cacheType);
         }
@@ -136,24 +138,47 @@ CTX_DEVICE void loadFrequencies(SharedTile<Traits>& shared, CtxSinkWindowAttenti
     }
 }
 
-// Turns the first `rows` rows of queries or keys; `positionOf` gives a row's position.
-template <typename Traits, typename PositionOf>
-CTX_DEVICE void rotateRows(float* first, int stride, int rows, SharedTile<Traits> const& shared,
-    CtxSinkWindowAttentionParams const& params, PositionOf const& positionOf)
+// Rows in shared memory that can be turned.
+template <typename Traits>
+struct ScalarRotation
 {
-    int32_t const pairs = static_cast<int32_t>(params.rotaryDim / 2);
-    bool const interleaved = params.interleaved != 0;
-    for (int i = opaque(static_cast<int>(threadIdx.x)); i < rows * pairs; i += Traits::kTHREADS)
+    float* first;
+    int stride;
+    SharedTile<Traits> const& shared;
+    int32_t pairs;
+    bool interleaved;
+};
+
+// Turns the first `rows` rows of queries or keys; `positionOf` gives a row's position.
+template <typename Scope, typename Traits, typename PositionOf>
+CTX_DEVICE void rotateRows(Scope, ScalarRotation<Traits> const& rotation, int rows, PositionOf const& positionOf)
+{
+    int32_t const pairs = rotation.pairs;
+    for (int i = opaque(static_cast<int>(threadIdx.x)); i < rows * pairs; i += Scope::kTHREADS)
     {
         int const row = i / pairs;
         int const pair = i % pairs;
-        CosSin const turn = scaled(rotation(positionOf(row), shared.phaseStep[pair]), shared.multiplier[pair]);
-        float& a = first[row * stride + firstDim(pair, interleaved)];
-        float& b = first[row * stride + secondDim(pair, pairs, interleaved)];
+        CosSin const turn
+            = scaled(ctx::rotation(positionOf(row), rotation.shared.phaseStep[pair]), rotation.shared.multiplier[pair]);
+        float& a = rotation.first[row * rotation.stride + firstDim(pair, rotation.interleaved)];
+        float& b = rotation.first[row * rotation.stride + secondDim(pair, pairs, rotation.interleaved)];
         Pair const turned = rotatePair(Pair{a, b}, turn);
         a = turned.first;
         b = turned.second;
     }
+}
+
+// As rotateRows, for rows at positions `first`, first + 1, ….
+template <typename Scope, typename Traits>
+CTX_DEVICE void rotateRun(Scope, ScalarRotation<Traits> const& rotation, int rows, int64_t first)
+{
+    rotateRows(Scope{}, rotation, rows, [first](int row) { return first + row; });
+}
+
+template <typename Scope, typename Traits, typename PositionOf>
+CTX_DEVICE void rotateSteps(Scope, ScalarRotation<Traits> const& rotation, int rows, PositionOf const& positionOf)
+{
+    rotateRows(Scope{}, rotation, rows, positionOf);
 }
 
 // Products of this lane's key with the warp's queries.

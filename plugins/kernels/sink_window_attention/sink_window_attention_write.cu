@@ -83,7 +83,7 @@ struct RowCopy
 // only the last is written.
 template <typename T, int COUNT>
 CTX_KERNEL(kWRITE_THREADS)
-writeCache(CtxSinkWindowAttentionParams const params, RowPacks const packs)
+writeCache(CtxSinkWindowAttentionParams const params, CacheLayout const layout, RowPacks const packs)
 {
     int64_t const item = static_cast<int64_t>(blockIdx.x) * kWRITE_THREADS + threadIdx.x;
     int64_t const sourceRow = item / packs.count;
@@ -95,7 +95,6 @@ writeCache(CtxSinkWindowAttentionParams const params, RowPacks const packs)
         return;
     }
     Sequence const sequence = sequenceOf(params, batch);
-    CacheLayout const layout = layoutOf(params);
     int64_t const position = sequence.seen + row;
     if (row >= sequence.answered || !layout.isKept(position, sequence.seen + sequence.count))
     {
@@ -137,32 +136,33 @@ writeCache(CtxSinkWindowAttentionParams const params, RowPacks const packs)
 }
 
 template <typename T, int COUNT>
-LaunchResult launchPacks(SinkWindowAttentionParams const& params, int64_t rotaryDim, cudaStream_t stream)
+LaunchResult launchPacks(
+    SinkWindowAttentionParams const& params, CacheLayout const& layout, int64_t rotaryDim, cudaStream_t stream)
 {
     RowPacks const packs = RowPacks::of(params.headDim, rotaryDim, COUNT);
     int64_t const items = params.batch * params.kvHeads * params.rows * packs.count;
     LaunchShape const shape{(items + kWRITE_THREADS - 1) / kWRITE_THREADS, kWRITE_THREADS, 0};
-    return LaunchResult::fromCuda(launch(writeCache<T, COUNT>, shape, stream, params, packs), "writeCache");
+    return LaunchResult::fromCuda(launch(writeCache<T, COUNT>, shape, stream, params, layout, packs), "writeCache");
 }
 
 template <typename T>
-LaunchResult launchType(SinkWindowAttentionParams const& params, cudaStream_t stream)
+LaunchResult launchType(SinkWindowAttentionParams const& params, CacheLayout const& layout, cudaStream_t stream)
 {
     constexpr int kCOUNT = kVECTOR_ELEMENTS<T>;
     int64_t const rotaryDim = params.rotation == CTX_ROTATION_ON_WRITE ? params.rotaryDim : 0;
-    return rotaryDim / 2 % kCOUNT == 0 ? launchPacks<T, kCOUNT>(params, rotaryDim, stream)
-                                       : launchPacks<T, 1>(params, rotaryDim, stream);
+    return rotaryDim / 2 % kCOUNT == 0 ? launchPacks<T, kCOUNT>(params, layout, rotaryDim, stream)
+                                       : launchPacks<T, 1>(params, layout, rotaryDim, stream);
 }
 
 } // namespace
 
-LaunchResult launchWriteCache(SinkWindowAttentionParams const& params, cudaStream_t stream)
+LaunchResult launchWriteCache(SinkWindowAttentionParams const& params, CacheLayout const& layout, cudaStream_t stream)
 {
     switch (params.dataType)
     {
-    case CTX_DATA_TYPE_FLOAT16: return launchType<Half>(params, stream);
-    case CTX_DATA_TYPE_BFLOAT16: return launchType<BFloat16>(params, stream);
-    default: return launchType<float>(params, stream);
+    case CTX_DATA_TYPE_FLOAT16: return launchType<Half>(params, layout, stream);
+    case CTX_DATA_TYPE_BFLOAT16: return launchType<BFloat16>(params, layout, stream);
+    default: return launchType<float>(params, layout, stream);
     }
 }
 
