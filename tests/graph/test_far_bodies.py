@@ -6,11 +6,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from onnx.inliner import inline_local_functions
 
 from ctx_export.ops import landmark as landmark_body
 from ctx_export.ops.bodies import FAR_BODIES
@@ -20,7 +23,7 @@ from ctx_export.ops.landmark import LandmarkVariant
 from ctx_export.ops.reference_far import FarCase, LandmarkCase, landmark_margins
 from ctx_export.ops.rotary import rotary_run
 from ctx_export.ops.spec import OPERATORS, Layout
-from tests.support.body_sessions import BodySession
+from tests.support.body_sessions import BodySession, body_model
 from tests.support.far_calls import (
     FarRule,
     calls,
@@ -104,7 +107,8 @@ def test_chunks_match_float64(rule):
 
 @pytest.mark.parametrize("rule", SMALL, ids=str)
 def test_single_tokens_match_float64(rule):
-    rule, lengths = replace(rule, rows=1), [40, 3, 25]
+    """Sequences of much the same length, so that near keys begin late for all of them."""
+    rule, lengths = replace(rule, rows=1), [50, 47, 52]
     check(make_text(rule, lengths, dtype=np.float32), rule, lengths)
 
 
@@ -112,6 +116,16 @@ def test_single_tokens_match_float64(rule):
 def test_float16_matches_float64(rule):
     lengths = [60, 1, 33]
     check(make_text(rule, lengths, dtype=np.float16), rule, lengths)
+
+
+@pytest.mark.parametrize("rule", SMALL, ids=str)
+def test_bfloat16_has_the_types_of_the_standard(rule):
+    """onnxruntime's CPU provider has no bfloat16; oracle: onnx's own type inference, strict."""
+    text = make_text(rule, [9], dtype=np.float32, softcap=1.0)
+    names = ("q", "k", "v", "past_key", "past_value")
+    low = {name: getattr(text, name).astype(ml_dtypes.bfloat16) for name in names}
+    model = inline_local_functions(ir.to_proto(body_model(replace(text, **low))))
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
 
 
 OPTIONS: list[dict[str, Any]] = [

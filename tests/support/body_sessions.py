@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -16,9 +17,9 @@ from ctx_export.ops.reference_far import FarCase
 from ctx_export.ops.spec import DOMAIN, OPERATORS, PLUGIN_ATTRIBUTES
 
 _TYPES = {
-    np.dtype(np.float64): ir.DataType.DOUBLE,
     np.dtype(np.float32): ir.DataType.FLOAT,
     np.dtype(np.float16): ir.DataType.FLOAT16,
+    np.dtype(ml_dtypes.bfloat16): ir.DataType.BFLOAT16,
     np.dtype(np.int64): ir.DataType.INT64,
 }
 _OPERATORS = {
@@ -46,38 +47,37 @@ def far_body(case: FarCase) -> ir.Function:
     return body.make(variant)
 
 
-class BodySession:
+def body_model(case: FarCase) -> ir.Model:
     """The body that serves `case` with its attributes, for calls of its types and any sizes."""
+    function = far_body(case)
+    spec = OPERATORS[function.name]
+    names = [value.name or "" for value in function.inputs]
+    known = {field.name for field in fields(case)}
+    attributes = {
+        name: kind(getattr(case, name)) for name, kind in spec.attributes.items() if name in known
+    }
+    optional = ",".join(names[len(spec.inputs) :])
+    inputs = [_input(name, getattr(case, name)) for name in names]
+    node = ir.node(
+        function.name,
+        inputs,
+        {**attributes, "alias": 1, "optional_inputs": optional, **PLUGIN_ATTRIBUTES},
+        domain=DOMAIN,
+        num_outputs=len(spec.outputs),
+    )
+    for value, name in zip(node.outputs, spec.outputs, strict=True):
+        value.name, value.type = f"out_{name}", inputs[0].type
+    opsets = {"": 23, DOMAIN: 1}
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports=opsets, name="g")
+    return ir.Model(graph, ir_version=10, functions=[function])
+
+
+class BodySession:
+    """`body_model` in onnxruntime with its optimisation off."""
 
     def __init__(self, case: FarCase) -> None:
-        function = far_body(case)
-        spec = OPERATORS[function.name]
-        self.names = tuple(value.name or "" for value in function.inputs)
-        optional = self.names[len(spec.inputs) :]
-        known = {field.name for field in fields(case)}
-        attributes = {
-            name: kind(getattr(case, name))
-            for name, kind in spec.attributes.items()
-            if name in known
-        }
-        attributes |= {"alias": 1, "optional_inputs": ",".join(optional), **PLUGIN_ATTRIBUTES}
-        node = ir.node(
-            function.name,
-            [_input(name, getattr(case, name)) for name in self.names],
-            attributes,
-            domain=DOMAIN,
-            num_outputs=len(spec.outputs),
-        )
-        for value, name in zip(node.outputs, spec.outputs, strict=True):
-            value.name, value.type = f"out_{name}", node.inputs[0].type
-        graph = ir.Graph(
-            [value for value in node.inputs if value is not None],
-            node.outputs,
-            nodes=[node],
-            opset_imports={"": 23, DOMAIN: 1},
-            name="g",
-        )
-        model = ir.Model(graph, ir_version=10, functions=[function])
+        model = body_model(case)
+        self.names = [value.name or "" for value in model.graph.inputs]
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.session = ort.InferenceSession(

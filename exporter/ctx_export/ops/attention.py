@@ -102,7 +102,7 @@ class _SinkWindow(AttentionSteps):
             limit = body.attribute("sink_position")
             none = body.op("Equal", limit, body.constant(0))
             limit = body.op("Where", none, body.constant(FAR), limit)
-            values["sink_q"] = self.turned(q, body.op("Min", self.token, limit))
+            values["sink_q"] = self._turned(q, self.table(body.op("Min", self.token, limit)))
 
     def _turned(self, x: ir.Value, table: tuple[ir.Value, ir.Value]) -> ir.Value:
         return self.body.op("CastLike", turned(self.body, x, table), x)
