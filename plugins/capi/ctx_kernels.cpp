@@ -83,6 +83,22 @@ uint64_t ctxSinkWindowAttentionWorkspace(CtxSinkWindowAttentionParams const* par
     return ctx::workspaceBytes(ctx::SinkWindowAttentionParams{known});
 }
 
+CtxStatus ctxLandmarkAttention(CtxLandmarkAttentionParams const* params, void* stream)
+{
+    return call(params, stream, ctx::launchLandmarkAttention);
+}
+
+uint64_t ctxLandmarkAttentionWorkspace(CtxLandmarkAttentionParams const* params)
+{
+    if (params == nullptr || params->size < sizeof(uint64_t))
+    {
+        return 0;
+    }
+    CtxLandmarkAttentionParams known{};
+    std::memcpy(&known, params, std::min<size_t>(params->size, sizeof(known)));
+    return ctx::workspaceBytes(ctx::LandmarkAttentionParams{known});
+}
+
 char const* ctxLastErrorMessage(void)
 {
     return lastError().c_str();

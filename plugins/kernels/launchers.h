@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/common/runtime.h"
+#include "kernels/landmark_attention/landmark_attention_params.h"
 #include "kernels/rotary_frequencies/rotary_frequencies_params.h"
 #include "kernels/scaled_rotary_embedding/scaled_rotary_embedding_params.h"
 #include "kernels/sink_window_attention/sink_window_attention_params.h"
@@ -40,8 +41,10 @@ struct LaunchResult
 LaunchResult launchRotaryFrequencies(RotaryFrequenciesParams const& params, cudaStream_t stream);
 LaunchResult launchScaledRotaryEmbedding(ScaledRotaryEmbeddingParams const& params, cudaStream_t stream);
 LaunchResult launchSinkWindowAttention(SinkWindowAttentionParams const& params, cudaStream_t stream);
+LaunchResult launchLandmarkAttention(LandmarkAttentionParams const& params, cudaStream_t stream);
 
 // Bytes of workspace that the launcher can use for a call of these sizes or of any smaller ones.
 uint64_t workspaceBytes(SinkWindowAttentionParams const& params);
+uint64_t workspaceBytes(LandmarkAttentionParams const& params);
 
 } // namespace ctx

@@ -151,9 +151,74 @@ typedef struct CtxSinkWindowAttentionParams
     CtxStrides outputStrides;
 } CtxSinkWindowAttentionParams;
 
+/*
+ * What the attentions below have in common with SinkWindowAttention and with each other: tensors, sizes, how logits are
+ * made. Keys are given and cached unrotated; q and the keys that are read are rotated at the positions of the rule.
+ * Rows >= newTokens[b] are not written and give 0; a row that has no slot is not written and gives NaN.
+ */
+typedef struct CtxAttentionCall
+{
+    void const* query;             /* [B, Hq, S, D] */
+    void const* key;               /* [B, Hkv, S, D] */
+    void const* value;             /* [B, Hkv, S, D] */
+    void const* pastKey;           /* [B, Hkv, C, D] */
+    void const* pastValue;         /* [B, Hkv, C, D] */
+    int64_t const* seen;           /* [B], tokens before this call */
+    int64_t const* newTokens;      /* [B], rows of this call that are tokens */
+    float const* inverseFrequency; /* [frequencyBatch, F], or null with rotaryDim 0 */
+    float const* multiplier;       /* [multiplierBatch], likewise */
+    float const* headSink;         /* [Hq], logits that only add to the softmax denominator, or null */
+    void* output;                  /* [B, Hq, S, D] */
+    void* presentKey;              /* [B, Hkv, C, D]; pastKey itself, or memory apart from it, then past is copied */
+    void* presentValue;            /* [B, Hkv, C, D]; likewise */
+    int64_t batch;
+    int64_t queryHeads;
+    int64_t kvHeads;
+    int64_t rows;
+    int64_t capacity;
+    int64_t headDim;
+    int64_t rotaryDim;       /* 0: q and k are used as they are */
+    int64_t frequencyBatch;  /* 1 or B */
+    int64_t multiplierBatch; /* 1 or B */
+    float scale;             /* factor on q . k */
+    float softcap;           /* logits become softcap * tanh(logits / softcap); 0: none */
+    int32_t interleaved;     /* 0 or 1 */
+    int32_t dataType;        /* CtxDataType of query, key, value, output and the caches */
+    void* workspace;         /* as many bytes as the operator's workspace call says, aligned to 16; or null */
+    uint64_t workspaceBytes;
+    CtxStrides queryStrides; /* multiples of 8, as all here; rows may not overlap */
+    CtxStrides keyStrides;
+    CtxStrides valueStrides;
+    CtxStrides outputStrides;
+} CtxAttentionCall;
+
+/*
+ * Block m is the `block` tokens from sinks + m * block on. For the query at position i, n blocks are candidates: those
+ * whose last token is at or before i - window. Of them it reads the `topk` whose representatives match it best, ties to
+ * the lower block, besides the sinks and all tokens after the candidates. With N = min(n, topk + 1) the newest N blocks
+ * and the tokens after them are met at their own positions by the query at i, the sinks at theirs and all other blocks
+ * as if each were block 0 by the query at i - (n - N) * block. Slots: the sinks, then for each block its tokens and the
+ * mean of its keys, which represents it, is rotated as its token block / 2, and has the value 0. With landmark = 1
+ * token t is in slot t, a block's last token represents it, and the softmax is grouped: of a block other than the
+ * query's own the tokens share what its landmark gets among the query's own tokens and the landmarks of the blocks it
+ * reads.
+ */
+typedef struct CtxLandmarkAttentionParams
+{
+    uint64_t size;
+    int64_t sinks;
+    int64_t window;   /* >= 1 */
+    int64_t block;    /* >= 1, with landmark >= 2 */
+    int64_t topk;     /* >= 1 */
+    int32_t shared;   /* 1: one choice per key-value head, by the sum of its query heads' scores */
+    int32_t landmark; /* 0 or 1; 1: without headSink */
+    CtxAttentionCall call;
+} CtxLandmarkAttentionParams;
+
 CTX_API CtxStatus ctxRotaryFrequencies(CtxRotaryFrequenciesParams const* params, void* stream);
 CTX_API CtxStatus ctxScaledRotaryEmbedding(CtxScaledRotaryEmbeddingParams const* params, void* stream);
 CTX_API CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, void* stream);
+CTX_API CtxStatus ctxLandmarkAttention(CtxLandmarkAttentionParams const* params, void* stream);
 
 /*
  * Bytes of workspace with which the call may split its keys over more blocks than it has queries to fill; 0 if it
@@ -161,6 +226,9 @@ CTX_API CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* par
  * needs no more.
  */
 CTX_API uint64_t ctxSinkWindowAttentionWorkspace(CtxSinkWindowAttentionParams const* params);
+
+/* Likewise; this call needs its workspace. */
+CTX_API uint64_t ctxLandmarkAttentionWorkspace(CtxLandmarkAttentionParams const* params);
 
 /* What the last failed call of this thread said; empty if none failed. Valid until the thread's next failure. */
 CTX_API char const* ctxLastErrorMessage(void);
