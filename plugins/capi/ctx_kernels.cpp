@@ -55,9 +55,9 @@ CtxStatus call(CParams const* given, void* stream, ctx::LaunchResult (*launcher)
     }
 }
 
-// Of an attention whose struct holds a CtxAttentionCall.
-template <typename CParams>
-uint64_t callWorkspace(CParams const* given) noexcept
+// What an attention asks for, by its C struct, of which an older caller may know less.
+template <typename Params, typename CParams>
+uint64_t workspaceOf(CParams const* given) noexcept
 {
     if (given == nullptr || given->size < sizeof(uint64_t))
     {
@@ -65,7 +65,7 @@ uint64_t callWorkspace(CParams const* given) noexcept
     }
     CParams known{};
     std::memcpy(&known, given, std::min<size_t>(given->size, sizeof(known)));
-    return ctx::workspaceBytes(ctx::commonParams(known.call));
+    return ctx::workspaceBytes(Params{known});
 }
 
 } // namespace
@@ -87,13 +87,7 @@ CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, voi
 
 uint64_t ctxSinkWindowAttentionWorkspace(CtxSinkWindowAttentionParams const* params)
 {
-    if (params == nullptr || params->size < sizeof(uint64_t))
-    {
-        return 0;
-    }
-    CtxSinkWindowAttentionParams known{};
-    std::memcpy(&known, params, std::min<size_t>(params->size, sizeof(known)));
-    return ctx::workspaceBytes(ctx::SinkWindowAttentionParams{known});
+    return workspaceOf<ctx::SinkWindowAttentionParams>(params);
 }
 
 CtxStatus ctxSelfExtendAttention(CtxSelfExtendAttentionParams const* params, void* stream)
@@ -113,17 +107,27 @@ CtxStatus ctxMemoryAttention(CtxMemoryAttentionParams const* params, void* strea
 
 uint64_t ctxSelfExtendAttentionWorkspace(CtxSelfExtendAttentionParams const* params)
 {
-    return callWorkspace(params);
+    return workspaceOf<ctx::SelfExtendAttentionParams>(params);
 }
 
 uint64_t ctxDualChunkAttentionWorkspace(CtxDualChunkAttentionParams const* params)
 {
-    return callWorkspace(params);
+    return workspaceOf<ctx::DualChunkAttentionParams>(params);
 }
 
 uint64_t ctxMemoryAttentionWorkspace(CtxMemoryAttentionParams const* params)
 {
-    return callWorkspace(params);
+    return workspaceOf<ctx::MemoryAttentionParams>(params);
+}
+
+CtxStatus ctxLandmarkAttention(CtxLandmarkAttentionParams const* params, void* stream)
+{
+    return call(params, stream, ctx::launchLandmarkAttention);
+}
+
+uint64_t ctxLandmarkAttentionWorkspace(CtxLandmarkAttentionParams const* params)
+{
+    return workspaceOf<ctx::LandmarkAttentionParams>(params);
 }
 
 char const* ctxLastErrorMessage(void)

@@ -37,6 +37,7 @@ inline cudaError_t cudaMemcpyAsync(void* target, void const* source, size_t byte
 #define CTX_HOST_DEVICE inline
 #define CTX_DEVICE inline
 #define CTX_KERNEL(threads) void
+#define CTX_KERNEL_RESIDENT(threads, blocks) void
 #define CTX_UNROLL
 #define CTX_UNROLL_BY(count)
 #define CTX_DYNAMIC_SHARED(name) unsigned char* const name = ctx::host::sharedMemory()
@@ -108,6 +109,42 @@ inline int __any_sync(unsigned mask, int predicate)
         any = any || ((mask >> lane & 1U) != 0 && brought != 0);
     }
     return any ? 1 : 0;
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate)
+{
+    unsigned const round = ctx::host::share(mask, &predicate, sizeof(predicate));
+    unsigned ballot = 0;
+    for (int lane = 0; lane < ctx::host::kWARP_LANES; ++lane)
+    {
+        int brought = 0;
+        std::memcpy(&brought, ctx::host::sharedBy(round, lane), sizeof(brought));
+        ballot |= (mask >> lane & 1U) != 0 && brought != 0 ? 1U << lane : 0U;
+    }
+    return ballot;
+}
+
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned distance)
+{
+    static_assert(sizeof(T) <= ctx::host::kMAX_SHARED_BY_LANE, "a shuffle moves few bytes");
+    unsigned const round = ctx::host::share(mask, &value, sizeof(T));
+    int const source = static_cast<int>(threadIdx.x) % ctx::host::kWARP_LANES - static_cast<int>(distance);
+    if (source >= 0)
+    {
+        std::memcpy(&value, ctx::host::sharedBy(round, source), sizeof(T));
+    }
+    return value;
+}
+
+inline int __popc(unsigned value)
+{
+    return __builtin_popcount(value);
+}
+
+inline unsigned atomicAdd(unsigned* address, unsigned value)
+{
+    return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 
 inline cudaError_t cudaGetLastError()

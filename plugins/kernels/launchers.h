@@ -3,6 +3,7 @@
 
 #include "kernels/common/runtime.h"
 #include "kernels/dual_chunk_attention/dual_chunk_attention_params.h"
+#include "kernels/landmark_attention/landmark_attention_params.h"
 #include "kernels/memory_attention/memory_attention_params.h"
 #include "kernels/rotary_frequencies/rotary_frequencies_params.h"
 #include "kernels/scaled_rotary_embedding/scaled_rotary_embedding_params.h"
@@ -46,8 +47,13 @@ LaunchResult launchSinkWindowAttention(SinkWindowAttentionParams const& params, 
 LaunchResult launchSelfExtendAttention(SelfExtendAttentionParams const& params, cudaStream_t stream);
 LaunchResult launchDualChunkAttention(DualChunkAttentionParams const& params, cudaStream_t stream);
 LaunchResult launchMemoryAttention(MemoryAttentionParams const& params, cudaStream_t stream);
+LaunchResult launchLandmarkAttention(LandmarkAttentionParams const& params, cudaStream_t stream);
 
 // Bytes of workspace that the launcher can use for a call of these sizes or of any smaller ones.
 uint64_t workspaceBytes(SinkWindowAttentionParams const& params);
+uint64_t workspaceBytes(SelfExtendAttentionParams const& params);
+uint64_t workspaceBytes(DualChunkAttentionParams const& params);
+uint64_t workspaceBytes(MemoryAttentionParams const& params);
+uint64_t workspaceBytes(LandmarkAttentionParams const& params);
 
 } // namespace ctx

@@ -83,14 +83,15 @@ nvinfer1::DimsExprs outputShape(AttentionLayout layout, nvinfer1::DimsExprs cons
     return shape;
 }
 
-void placeTensors(AttentionLayout layout, AttentionSizes const& sizes, CtxSinkWindowAttentionParams& params) noexcept
+template <typename Call>
+void placeTensors(AttentionLayout layout, AttentionSizes const& sizes, Call& call) noexcept
 {
-    params.batch = sizes.batch;
-    params.queryHeads = sizes.queryHeads;
-    params.kvHeads = sizes.kvHeads;
-    params.rows = sizes.rows;
-    params.capacity = sizes.capacity;
-    params.headDim = sizes.headDim;
+    call.batch = sizes.batch;
+    call.queryHeads = sizes.queryHeads;
+    call.kvHeads = sizes.kvHeads;
+    call.rows = sizes.rows;
+    call.capacity = sizes.capacity;
+    call.headDim = sizes.headDim;
     if (layout == AttentionLayout::kHEAD_MAJOR)
     {
         return;
@@ -98,22 +99,28 @@ void placeTensors(AttentionLayout layout, AttentionSizes const& sizes, CtxSinkWi
     bool const isPacked = layout == AttentionLayout::kPACKED;
     int64_t const queryWidth = sizes.queryHeads * sizes.headDim;
     int64_t const keyWidth = sizes.kvHeads * sizes.headDim;
-    params.outputStrides = tokenStrides(sizes, queryWidth);
-    params.queryStrides = tokenStrides(sizes, isPacked ? packedWidth(sizes) : queryWidth);
-    params.keyStrides = tokenStrides(sizes, isPacked ? packedWidth(sizes) : keyWidth);
-    params.valueStrides = params.keyStrides;
+    call.outputStrides = tokenStrides(sizes, queryWidth);
+    call.queryStrides = tokenStrides(sizes, isPacked ? packedWidth(sizes) : queryWidth);
+    call.keyStrides = tokenStrides(sizes, isPacked ? packedWidth(sizes) : keyWidth);
+    call.valueStrides = call.keyStrides;
 }
 
-void placeKeysAndValues(CtxSinkWindowAttentionParams& params) noexcept
+template <typename Call>
+void placeKeysAndValues(Call& call) noexcept
 {
-    if (params.query == nullptr)
+    if (call.query == nullptr)
     {
         return;
     }
-    int64_t const bytes = params.headDim * (params.dataType == CTX_DATA_TYPE_FLOAT32 ? 4 : 2);
-    auto const* const heads = static_cast<unsigned char const*>(params.query);
-    params.key = heads + params.queryHeads * bytes;
-    params.value = heads + (params.queryHeads + params.kvHeads) * bytes;
+    int64_t const bytes = call.headDim * (call.dataType == CTX_DATA_TYPE_FLOAT32 ? 4 : 2);
+    auto const* const heads = static_cast<unsigned char const*>(call.query);
+    call.key = heads + call.queryHeads * bytes;
+    call.value = heads + (call.queryHeads + call.kvHeads) * bytes;
 }
+
+template void placeTensors(AttentionLayout, AttentionSizes const&, CtxSinkWindowAttentionParams&) noexcept;
+template void placeTensors(AttentionLayout, AttentionSizes const&, CtxAttentionCall&) noexcept;
+template void placeKeysAndValues(CtxSinkWindowAttentionParams&) noexcept;
+template void placeKeysAndValues(CtxAttentionCall&) noexcept;
 
 } // namespace ctx

@@ -1,4 +1,4 @@
-// How q, k, v and y of a SinkWindowAttention node lie, and the sizes, shapes and strides that follow.
+// How q, k, v and y of an attention node lie, and the sizes, shapes and strides that follow.
 #pragma once
 
 #include "ctx_plugins/ctx_kernels.h"
@@ -41,10 +41,12 @@ void checkProjections(AttentionLayout layout, AttentionSizes const& sizes, nvinf
 nvinfer1::DimsExprs outputShape(AttentionLayout layout, nvinfer1::DimsExprs const& query,
     nvinfer1::DimsExprs const& past, nvinfer1::IExprBuilder& builder);
 
-// Sizes and strides of a call.
-void placeTensors(AttentionLayout layout, AttentionSizes const& sizes, CtxSinkWindowAttentionParams& params) noexcept;
+// Sizes and strides of a call, a CtxSinkWindowAttentionParams or CtxAttentionCall.
+template <typename Call>
+void placeTensors(AttentionLayout layout, AttentionSizes const& sizes, Call& call) noexcept;
 
 // Where k and v begin in memory that holds q before them.
-void placeKeysAndValues(CtxSinkWindowAttentionParams& params) noexcept;
+template <typename Call>
+void placeKeysAndValues(Call& call) noexcept;
 
 } // namespace ctx

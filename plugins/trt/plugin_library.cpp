@@ -11,6 +11,7 @@
 //   registry before the session is made: import tensorrt; tensorrt.get_plugin_registry().load_library(path).
 // initLibNvInferPlugins is the entry of TensorRT's own plugins; no loader asks another library for it.
 
+#include "trt/landmark_attention_plugin.h"
 #include "trt/log.h"
 #include "trt/rotary_frequencies_plugin.h"
 #include "trt/scaled_rotary_embedding_plugin.h"
@@ -20,11 +21,12 @@
 
 CTX_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators)
 {
+    static ctx::PluginCreator<ctx::LandmarkAttentionPlugin> landmarkAttention;
     static ctx::PluginCreator<ctx::RotaryFrequenciesPlugin> rotaryFrequencies;
     static ctx::PluginCreator<ctx::ScaledRotaryEmbeddingPlugin> scaledRotaryEmbedding;
     static ctx::PluginCreator<ctx::SinkWindowAttentionPlugin> sinkWindowAttention;
     static nvinfer1::IPluginCreatorInterface* const creators[]
-        = {&rotaryFrequencies, &scaledRotaryEmbedding, &sinkWindowAttention};
+        = {&landmarkAttention, &rotaryFrequencies, &scaledRotaryEmbedding, &sinkWindowAttention};
     nbCreators = static_cast<int32_t>(std::size(creators));
     return creators;
 }

@@ -2,6 +2,7 @@
 
 #include "ctx_plugins/ctx_kernels.h"
 #include "kernels/sink_window_attention/sink_window_attention_params.h"
+#include "trt/optional_inputs.h"
 
 #include <limits>
 
@@ -74,34 +75,10 @@ std::array<Field<SinkWindowAttentionAttributes>, 12> const& SinkWindowAttentionA
 }
 
 OptionalInputs::OptionalInputs(std::string const& names)
-    : nbInputs{kNB_REQUIRED_INPUTS}
 {
-    struct Known
-    {
-        char const* name;
-        int32_t* index;
-    };
-    Known const known[] = {{"sink_q", &sinkQuery}, {"inv_freq", &inverseFrequency}, {"multiplier", &multiplier},
-        {"head_sink", &headSink}, {"key_scale", &keyScale}, {"value_scale", &valueScale}};
-    auto next = std::begin(known);
-    for (size_t begin = 0; begin < names.size();)
-    {
-        size_t const end = std::min(names.find(',', begin), names.size());
-        std::string const name = names.substr(begin, end - begin);
-        while (next != std::end(known) && name != next->name)
-        {
-            ++next;
-        }
-        if (next == std::end(known))
-        {
-            throw std::invalid_argument(message("attribute optional_inputs is \"", names, "\", where \"", name,
-                "\" is unknown, repeated or out of order: give some of "
-                "sink_q,inv_freq,multiplier,head_sink,key_scale,value_scale in this order"));
-        }
-        *next->index = nbInputs++;
-        ++next;
-        begin = end + 1;
-    }
+    nbInputs = placeOptionalInputs(names, kNB_REQUIRED_INPUTS,
+        {{"sink_q", &sinkQuery}, {"inv_freq", &inverseFrequency}, {"multiplier", &multiplier}, {"head_sink", &headSink},
+            {"key_scale", &keyScale}, {"value_scale", &valueScale}});
 }
 
 bool OptionalInputs::isFloat(int32_t index) const noexcept

@@ -5,6 +5,7 @@
 #include "ctx_plugins/ctx_kernels.h"
 #include "trt/tensorrt_abi.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

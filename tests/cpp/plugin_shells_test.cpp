@@ -1,5 +1,6 @@
 // Drives the plugin shells as TensorRT does, over kernels that the host executes. Usage: ctx_plugin_shells_test CASE
 
+#include "landmark_nodes.h"
 #include "plugin_nodes.h"
 
 namespace
@@ -232,14 +233,21 @@ void enqueueAllocatesNothing()
         CHECK(node.enqueue().first == 0);
         CHECK(node.enqueue().second == 0);
     }
+    Node node = landmarkNode();
+    CtxLandmarkAttentionParams const params = landmarkParams(node);
+    Workspace workspace{ctxLandmarkAttentionWorkspace(&params)};
+    CHECK(node.enqueue(workspace.data()).first == 0);
+    CHECK(node.enqueue(workspace.data()).second == 0);
 }
 
 // A clone made from the fields it serialises lists the same ones.
 void serialisedFieldsMakeTheSamePlugin()
 {
-    for (char const* name : {"ScaledRotaryEmbedding", "SinkWindowAttention"})
+    std::pair<char const*, Node (*)()> const makers[] = {{"ScaledRotaryEmbedding", rotaryNode},
+        {"SinkWindowAttention", attentionNode}, {"LandmarkAttention", [] { return landmarkNode(); }}};
+    for (auto const& [name, maker] : makers)
     {
-        Node const node = std::strcmp(name, "SinkWindowAttention") == 0 ? attentionNode() : rotaryNode();
+        Node const node = maker();
         std::unique_ptr<nvinfer1::IPluginV3> const copy{node.runtime().attachToContext(nullptr)};
         CHECK(copy != nullptr);
         nvinfer1::PluginFieldCollection const& first = *node.runtime().getFieldsToSerialize();
@@ -338,6 +346,22 @@ void layoutsThatDoNotFitAreRefused()
     }
 }
 
+// The grouped softmax has no learned sink; a rotation needs its tables; attributes have ranges.
+void landmarkAttributesThatDoNotFitAreRefused()
+{
+    auto const refusal = [](std::string const& names, int32_t rotaryDim, int32_t layout, int32_t landmark)
+    { return loggedBy(11, [&] { return landmarkPlugin(names, rotaryDim, layout, landmark) == nullptr ? 1 : 0; }); };
+    CHECK(contains(refusal("inv_freq,multiplier,head_sink", 12, 0, 1), "attribute landmark is 1 with block 4"));
+    CHECK(contains(refusal("head_sink", 12, 0, 0), "attribute rotary_dim is 12 and optional_inputs"));
+    CHECK(contains(refusal("inv_freq,multiplier", 0, 0, 0), "attribute rotary_dim is 0 and optional_inputs"));
+    CHECK(contains(refusal("head_sink,inv_freq", 12, 0, 0), "give some of inv_freq,multiplier,head_sink"));
+    CHECK(contains(refusal("", 0, 3, 0), "attribute layout is 3"));
+    CHECK(contains(refusal("", 0, 0, 2), "attribute landmark is 2"));
+    CHECK(landmarkPlugin("", 0, 0, 1) != nullptr);
+    Node node = landmarkNode();
+    CHECK(contains(loggedBy(11, [&] { return node.enqueue().first; }), "give what ctxLandmarkAttentionWorkspace says"));
+}
+
 // It has no attributes: no list of fields, and one that is null, both make the plugin.
 void aPluginWithoutAttributesSerialisesNone()
 {
@@ -376,18 +400,20 @@ void tablesOfOtherShapesAreRefused()
 // Every input once with a size of two more, and the input that is blamed: q, past_key and x are believed.
 void shapesThatDisagreeAreRefused()
 {
-    Node (*const makers[])() = {[] { return quantisedNode(DataType::kINT8); }, rotaryNode};
-    char const* const names[2][13] = {{"k", "k", "v", "k", "past_value", "seen", "new", "sink_q", "inv_freq",
+    Node (*const makers[])()
+        = {[] { return quantisedNode(DataType::kINT8); }, rotaryNode, [] { return landmarkNode(); }};
+    char const* const names[3][13] = {{"k", "k", "v", "k", "past_value", "seen", "new", "sink_q", "inv_freq",
                                           "multiplier", "head_sink", "key_scale", "value_scale"},
-        {"positions", "positions", "inv_freq", "multiplier"}};
-    for (size_t kind = 0; kind < 2; ++kind)
+        {"positions", "positions", "inv_freq", "multiplier"},
+        {"k", "k", "v", "k", "past_value", "seen", "new", "inv_freq", "multiplier", "head_sink"}};
+    for (size_t kind = 0; kind < 3; ++kind)
     {
         size_t const count = makers[kind]().inputs.size();
         for (size_t i = 0; i < count; ++i)
         {
             Node node = makers[kind]();
             nvinfer1::Dims& dims = node.inputs[i].desc.dims;
-            bool const isPastKey = kind == 0 && i == 3;
+            bool const isPastKey = kind != 1 && i == 3;
             dims.d[dims.nbDims == 4 ? (isPastKey ? 1 : 2) : dims.nbDims - 1] += 2;
             std::string const text = loggedBy(11, [&] { return node.onShapeChange(); });
             CHECK(contains(text, ("input " + std::string{names[kind][i]} + " has shape [").c_str()));
@@ -408,6 +434,10 @@ int main(int argc, char** argv)
         {"quantised_attention_equals_the_kernel", quantisedAttentionEqualsTheKernel},
         {"cache_types_go_with_the_scales", cacheTypesGoWithTheScales},
         {"workspace_is_that_of_the_largest_shapes", workspaceIsThatOfTheLargestShapes},
+        {"landmark_equals_the_kernel", landmarkEqualsTheKernel},
+        {"landmark_workspace_is_that_of_the_largest_shapes", landmarkWorkspaceIsThatOfTheLargestShapes},
+        {"landmark_types_are_those_of_q", landmarkTypesAreThoseOfQ},
+        {"landmark_attributes_that_do_not_fit_are_refused", landmarkAttributesThatDoNotFitAreRefused},
         {"rotary_equals_the_kernel", rotaryEqualsTheKernel},
         {"frequencies_equal_the_kernel", frequenciesEqualTheKernel},
         {"enqueue_allocates_nothing", enqueueAllocatesNothing},

@@ -16,10 +16,12 @@ from onnx import TensorProto, helper
 
 from ctx_export.ops.spec import (
     DOMAIN,
+    LANDMARK_ATTENTION,
     PLUGIN_ATTRIBUTES,
     SCALED_ROTARY_EMBEDDING,
     SINK_WINDOW_ATTENTION,
     Layout,
+    OperatorSpec,
 )
 
 pytest.importorskip("tensorrt_rtx")
@@ -83,16 +85,17 @@ def attention_model(
     attributes: dict[str, Any],
     optional: Iterable[str] | None = None,
     cache: int | None = None,
+    spec: OperatorSpec = SINK_WINDOW_ATTENTION,
 ) -> onnx.ModelProto:
-    """One SinkWindowAttention node; `optional` overrides the inputs that optional_inputs names,
-    `cache` is the caches' type where it is another than the activations'."""
+    """One attention node; `optional` overrides the inputs that optional_inputs names, `cache` is
+    the caches' type where it is another than the activations'."""
     named = str(attributes.get("optional_inputs", ""))
     connected = [name for name in named.split(",") if name] if optional is None else list(optional)
     inputs = attention_inputs(data, data if cache is None else cache, "B")
     node = helper.make_node(
-        SINK_WINDOW_ATTENTION.name,
-        [*SINK_WINDOW_ATTENTION.inputs, *connected],
-        list(SINK_WINDOW_ATTENTION.outputs),
+        spec.name,
+        [*spec.inputs, *connected],
+        list(spec.outputs),
         domain=DOMAIN,
         **attributes,
         **PLUGIN_ATTRIBUTES,
@@ -356,3 +359,70 @@ def test_missing_attribute_is_named(build, name):
     (result,) = build([attention_model(TensorProto.FLOAT, attributes)])
     assert result.get("engine_bytes", 0) == 0
     assert any(f"attribute {name} is missing" in error for error in result["errors"])
+
+
+LANDMARK = {
+    "sinks": 4,
+    "window": 32,
+    "block": 16,
+    "topk": 4,
+    "shared": 0,
+    "landmark": 0,
+    "scale": 0.125,
+    "softcap": 0.0,
+    "alias": 0,
+    "rotary_dim": 2 * PAIRS,
+    "interleaved": 0,
+    "layout": 0,
+    "optional_inputs": "inv_freq,multiplier",
+}
+
+
+def landmark_model(data: int, attributes: dict[str, Any]) -> onnx.ModelProto:
+    proto = attention_model(data, attributes, spec=LANDMARK_ATTENTION)
+    layout = Layout(attributes.get("layout", 0))
+    return laid_out(proto, layout) if layout in (Layout.TOKEN_MAJOR, Layout.PACKED) else proto
+
+
+def test_landmark_attention_becomes_a_plugin_layer(build):
+    choices = [
+        (name, {**LANDMARK, "layout": layout, "alias": alias})
+        for name in TYPES
+        for layout in Layout
+        for alias in (0, 1)
+    ]
+    choices += [
+        ("HALF", {**LANDMARK, "optional_inputs": "inv_freq,multiplier,head_sink", "softcap": 9.0}),
+        ("HALF", {**LANDMARK, "rotary_dim": 0, "optional_inputs": "", "shared": 1}),
+        ("HALF", {**LANDMARK, "landmark": 1, "interleaved": 1}),
+    ]
+    results = build([landmark_model(TYPES[name], attributes) for name, attributes in choices])
+    for (name, attributes), result in zip(choices, results, strict=True):
+        assert_plugin_engine(result, name)
+        by_head = attributes["layout"] == Layout.HEAD_MAJOR
+        cache = [-1, KV_HEADS, -1, HEAD_DIM]
+        y = [-1, HEADS, -1, HEAD_DIM] if by_head else [-1, -1, HEADS * HEAD_DIM]
+        assert [shape for shape, _ in result["outputs"]] == [y, cache, cache]
+
+
+WRONG_LANDMARK = {
+    "window is 0": {"window": 0},
+    "block is 0": {"block": 0},
+    "topk is 0": {"topk": 0},
+    "shared is 2": {"shared": 2},
+    "landmark is 1 with block 1": {"landmark": 1, "block": 1},
+    "landmark is 1 with block 16": {
+        "landmark": 1,
+        "optional_inputs": "inv_freq,multiplier,head_sink",
+    },
+    "rotary_dim is 64 and optional_inputs": {"optional_inputs": ""},
+}
+
+
+def test_wrong_attribute_of_landmark_attention_is_a_clear_error(build):
+    models = [
+        landmark_model(TensorProto.FLOAT, {**LANDMARK, **w}) for w in WRONG_LANDMARK.values()
+    ]
+    for fault, result in zip(WRONG_LANDMARK, build(models), strict=True):
+        assert result.get("engine_bytes", 0) == 0
+        assert any(fault in error and "give" in error for error in result["errors"]), fault

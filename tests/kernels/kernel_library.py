@@ -29,6 +29,7 @@ DTYPES: dict[str, tuple[int, np.dtype[Any]]] = {
 FrequenciesParams = struct("CtxRotaryFrequenciesParams")
 RotaryParams = struct("CtxScaledRotaryEmbeddingParams")
 AttentionParams = struct("CtxSinkWindowAttentionParams")
+LandmarkParams = struct("CtxLandmarkAttentionParams")
 Strides = struct("CtxStrides")
 GUARD_BYTES = 256
 GUARD = 0xA5
@@ -70,7 +71,12 @@ class Call:
         if values is None:
             return
         self.buffers[name] = Buffer(values, misalign)
-        setattr(self.params, name, self.buffers[name].pointer)
+        setattr(self.tensors, name, self.buffers[name].pointer)
+
+    @property
+    def tensors(self) -> Any:
+        """What holds the addresses: the parameters, or what several operators have in common."""
+        return getattr(self.params, "call", self.params)
 
 
 class KernelLibrary:
@@ -112,7 +118,7 @@ class KernelLibrary:
         size = self._kernels.workspace(call.params)
         if size:
             call.point("workspace", np.full(size, 0xFF, np.uint8))
-            call.params.workspaceBytes = size
+            call.tensors.workspaceBytes = size
 
     def _launch(self, function: str, call: Call) -> tuple[int, str]:
         if self._device is None:
@@ -149,7 +155,9 @@ def _moved(params: Any, images: list[tuple[NDArray[np.uint8], int]]) -> Any:
     moved = type(params).from_buffer_copy(params)
     for name, kind in params._fields_:
         given = getattr(params, name)
-        if kind is ctypes.c_void_p and given:
+        if issubclass(kind, ctypes.Structure):
+            setattr(moved, name, _moved(given, images))
+        elif kind is ctypes.c_void_p and given:
             setattr(moved, name, _place(name, given, images))
     return moved
 

@@ -24,6 +24,14 @@ KERNELS: dict[str, int] = {
     "attendScalar": 6,  # float32: 64, 128 and 256, for few rows and many
     "writeCache": 6,  # three element types, packed or not
     "mergeSplits": 1,
+    "writeBlocks": 1,
+    "averageBlocks": 3,  # three element types
+    "scoreBlocks": 9,  # three element types at head dimensions 64, 128 and 256
+    "chooseBlocks": 1,
+    "groupBlocksMatrix": 6,  # head dimensions 64, 128 and 256 in float16 and bfloat16
+    "groupBlocksScalar": 3,  # float32: 64, 128 and 256
+    "attendBlocksMatrix": 10,  # as attendPrefill
+    "attendBlocksScalar": 3,  # float32: 64, 128 and 256
     "rotateHeads": 6,  # as writeCache
     "frequenciesAtLength": 1,
 }

@@ -71,7 +71,8 @@ class Kernels:
         """Bytes with which the attention of `params` may split its keys; 0 if it never does."""
         if not self.has_workspace:
             return 0
-        function = getattr(self._library, _WORKSPACE)
+        operator = type(params).__name__.removeprefix("Ctx").removesuffix("Params")
+        function = getattr(self._library, f"ctx{operator}Workspace")
         function.restype = ctypes.c_uint64
         return int(function(ctypes.byref(params)))
 

@@ -235,12 +235,36 @@ typedef struct CtxMemoryAttentionParams
     CtxAttentionCall call;
 } CtxMemoryAttentionParams;
 
+/*
+ * Block m is the `block` tokens from sinks + m * block on. For the query at position i, n blocks are candidates: those
+ * whose last token is at or before i - window. Of them it reads the `topk` whose representatives match it best, ties to
+ * the lower block, besides the sinks and all tokens after the candidates. With N = min(n, topk + 1) the newest N blocks
+ * and the tokens after them are met at their own positions by the query at i, the sinks at theirs and all other blocks
+ * as if each were block 0 by the query at i - (n - N) * block. Slots: the sinks, then for each block its tokens and the
+ * mean of its keys, which represents it, is rotated as its token block / 2, and has the value 0. With landmark = 1
+ * token t is in slot t, a block's last token represents it, and the softmax is grouped: of a block other than the
+ * query's own the tokens share what its landmark gets among the query's own tokens and the landmarks of the blocks it
+ * reads.
+ */
+typedef struct CtxLandmarkAttentionParams
+{
+    uint64_t size;
+    int64_t sinks;
+    int64_t window;   /* >= 1 */
+    int64_t block;    /* >= 1, with landmark >= 2 */
+    int64_t topk;     /* >= 1 */
+    int32_t shared;   /* 1: one choice per key-value head, by the sum of its query heads' scores */
+    int32_t landmark; /* 0 or 1; 1: without headSink */
+    CtxAttentionCall call;
+} CtxLandmarkAttentionParams;
+
 CTX_API CtxStatus ctxRotaryFrequencies(CtxRotaryFrequenciesParams const* params, void* stream);
 CTX_API CtxStatus ctxScaledRotaryEmbedding(CtxScaledRotaryEmbeddingParams const* params, void* stream);
 CTX_API CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, void* stream);
 CTX_API CtxStatus ctxSelfExtendAttention(CtxSelfExtendAttentionParams const* params, void* stream);
 CTX_API CtxStatus ctxDualChunkAttention(CtxDualChunkAttentionParams const* params, void* stream);
 CTX_API CtxStatus ctxMemoryAttention(CtxMemoryAttentionParams const* params, void* stream);
+CTX_API CtxStatus ctxLandmarkAttention(CtxLandmarkAttentionParams const* params, void* stream);
 
 /*
  * Bytes of workspace with which the call may split its keys over more blocks than it has queries to fill; 0 if it
@@ -251,6 +275,9 @@ CTX_API uint64_t ctxSinkWindowAttentionWorkspace(CtxSinkWindowAttentionParams co
 CTX_API uint64_t ctxSelfExtendAttentionWorkspace(CtxSelfExtendAttentionParams const* params);
 CTX_API uint64_t ctxDualChunkAttentionWorkspace(CtxDualChunkAttentionParams const* params);
 CTX_API uint64_t ctxMemoryAttentionWorkspace(CtxMemoryAttentionParams const* params);
+
+/* Likewise; this call needs its workspace. */
+CTX_API uint64_t ctxLandmarkAttentionWorkspace(CtxLandmarkAttentionParams const* params);
 
 /* What the last failed call of this thread said; empty if none failed. Valid until the thread's next failure. */
 CTX_API char const* ctxLastErrorMessage(void);

@@ -1,5 +1,6 @@
 // The one place that knows whether a kernel source is compiled by nvcc for a GPU or by a C++ compiler for the host.
-// Kernels use: CTX_HOST_DEVICE, CTX_DEVICE, CTX_KERNEL, CTX_DYNAMIC_SHARED, CTX_UNROLL, CTX_UNROLL_BY and ctx::launch.
+// Kernels use: CTX_HOST_DEVICE, CTX_DEVICE, CTX_KERNEL, CTX_KERNEL_RESIDENT, CTX_DYNAMIC_SHARED, CTX_UNROLL,
+// CTX_UNROLL_BY and ctx::launch.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +16,9 @@
 // For functions that know their thread.
 #define CTX_DEVICE __device__ __forceinline__
 #define CTX_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// With the registers of a thread when so many blocks share a multiprocessor; the compiler may aim at more blocks and
+// spill.
+#define CTX_KERNEL_RESIDENT(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 // 16-byte aligned dynamic shared memory of the block.
 #define CTX_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 // The host compiler's pass over the same source does not know the pragma.
