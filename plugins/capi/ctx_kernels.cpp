@@ -55,9 +55,9 @@ CtxStatus call(CParams const* given, void* stream, ctx::LaunchResult (*launcher)
     }
 }
 
-// Bytes that an operator says for its C struct, of which an older caller may know only the first `size` bytes.
-template <typename CParams, typename Workspace>
-uint64_t workspaceOf(CParams const* given, Workspace const& workspace) noexcept
+// What an attention asks for, by its C struct, of which an older caller may know less.
+template <typename Params, typename CParams>
+uint64_t workspaceOf(CParams const* given) noexcept
 {
     if (given == nullptr || given->size < sizeof(uint64_t))
     {
@@ -65,14 +65,7 @@ uint64_t workspaceOf(CParams const* given, Workspace const& workspace) noexcept
     }
     CParams known{};
     std::memcpy(&known, given, std::min<size_t>(given->size, sizeof(known)));
-    return workspace(known);
-}
-
-// Of an attention whose struct holds a CtxAttentionCall.
-template <typename CParams>
-uint64_t callWorkspace(CParams const* given) noexcept
-{
-    return workspaceOf(given, [](CParams const& known) { return ctx::workspaceBytes(ctx::commonParams(known.call)); });
+    return ctx::workspaceBytes(Params{known});
 }
 
 } // namespace
@@ -94,8 +87,7 @@ CtxStatus ctxSinkWindowAttention(CtxSinkWindowAttentionParams const* params, voi
 
 uint64_t ctxSinkWindowAttentionWorkspace(CtxSinkWindowAttentionParams const* params)
 {
-    return workspaceOf(params, [](CtxSinkWindowAttentionParams const& known)
-        { return ctx::workspaceBytes(ctx::SinkWindowAttentionParams{known}); });
+    return workspaceOf<ctx::SinkWindowAttentionParams>(params);
 }
 
 CtxStatus ctxSelfExtendAttention(CtxSelfExtendAttentionParams const* params, void* stream)
@@ -115,17 +107,17 @@ CtxStatus ctxMemoryAttention(CtxMemoryAttentionParams const* params, void* strea
 
 uint64_t ctxSelfExtendAttentionWorkspace(CtxSelfExtendAttentionParams const* params)
 {
-    return callWorkspace(params);
+    return workspaceOf<ctx::SelfExtendAttentionParams>(params);
 }
 
 uint64_t ctxDualChunkAttentionWorkspace(CtxDualChunkAttentionParams const* params)
 {
-    return callWorkspace(params);
+    return workspaceOf<ctx::DualChunkAttentionParams>(params);
 }
 
 uint64_t ctxMemoryAttentionWorkspace(CtxMemoryAttentionParams const* params)
 {
-    return callWorkspace(params);
+    return workspaceOf<ctx::MemoryAttentionParams>(params);
 }
 
 CtxStatus ctxLandmarkAttention(CtxLandmarkAttentionParams const* params, void* stream)
@@ -135,8 +127,7 @@ CtxStatus ctxLandmarkAttention(CtxLandmarkAttentionParams const* params, void* s
 
 uint64_t ctxLandmarkAttentionWorkspace(CtxLandmarkAttentionParams const* params)
 {
-    return workspaceOf(params, [](CtxLandmarkAttentionParams const& known)
-        { return ctx::workspaceBytes(ctx::LandmarkAttentionParams{known}); });
+    return workspaceOf<ctx::LandmarkAttentionParams>(params);
 }
 
 char const* ctxLastErrorMessage(void)

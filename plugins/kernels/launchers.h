@@ -51,6 +51,9 @@ LaunchResult launchLandmarkAttention(LandmarkAttentionParams const& params, cuda
 
 // Bytes of workspace that the launcher can use for a call of these sizes or of any smaller ones.
 uint64_t workspaceBytes(SinkWindowAttentionParams const& params);
+uint64_t workspaceBytes(SelfExtendAttentionParams const& params);
+uint64_t workspaceBytes(DualChunkAttentionParams const& params);
+uint64_t workspaceBytes(MemoryAttentionParams const& params);
 uint64_t workspaceBytes(LandmarkAttentionParams const& params);
 
 } // namespace ctx

@@ -22,6 +22,7 @@ from ctx_export.validate.pairwise import PairwiseReference
 from ctx_export.validate.visibility import rule_of
 from tests.e2e.test_bounded import CHUNK, TOLERANCE, at_once, fed, one_by_one, ragged
 from tests.support import tiny
+from tests.support.decoders import DECODERS, save_decoder
 from tests.support.feeding import error, opened
 
 TARGET = 320
@@ -283,11 +284,35 @@ def test_validation_passes_what_is_right_and_finds_what_is_not(lab, case, tmp_pa
         assert not validation.run(broken, lab.checkpoint, budget=160).passed, name
 
 
+# Learned sinks and windows of their own; caps; layers without positions; one projection of q, k
+# and v, of which half turns.
+FAMILIES = ("gpt_oss", "gemma2", "smollm3", "phi3")
+FAMILY_CASES: dict[str, dict[str, Any]] = {
+    "memory": {"memory_block": 5, "memory_tokens": 3, "sinks": 2, "window": 20},
+    "landmark": {"landmark_block": 5, "landmark_topk": 2, "window": 20, "target": 160},
+    "self-extend": {"group": 4, "neighbor": 16, "target": 160},
+    "dual-chunk": {"chunk": 20, "target": 160},
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory) -> Any:
+    checkpoint = save_decoder(DECODERS[request.param], tmp_path_factory.mktemp("family") / "it")
+    return tiny.source(checkpoint)
+
+
+@pytest.mark.parametrize("case", FAMILY_CASES)
+def test_layers_of_other_families_follow_the_rule_or_keep_their_window(family, case, tmp_path):
+    package = tiny.export(family, tmp_path / "package", max_chunk=CHUNK, **FAMILY_CASES[case])
+    own = [layer.rule == "sliding-window" for layer in Manifest.load(package).layers]
+    assert own == [bool(window) for window in family.spec.windows]
+    report = validation.run(package, family.checkpoint.directory, budget=100)
+    assert report.passed, report.lines()
+    assert max(row.max_error for row in report.rows) < TOLERANCE
+
+
 def test_a_model_with_learned_sinks_has_no_landmark_tokens(tmp_path):
     """gpt-oss: one softmax with a sink and one grouped by blocks exclude each other."""
-    from ctx_export.core.recipe import Recipe
-    from ctx_export.pipeline import plan
-
-    checkpoint = tiny.save(tmp_path / "checkpoint")
-    with pytest.raises(UserError, match="the vocabulary has 97 tokens"):
-        plan(Recipe(model=str(checkpoint), landmark_token=97, target=128))
+    source = tiny.source(save_decoder(DECODERS["gpt_oss"], tmp_path / "checkpoint"))
+    with pytest.raises(UserError, match=r"learned sink logits.*leave --landmark-token out"):
+        tiny.export(source, tmp_path / "package", landmark_token=3, landmark_block=5, target=128)

@@ -15,11 +15,11 @@ import pytest
 from ctx_export.ops.reference import AttentionCase, sink_window_attention
 from ctx_export.ops.reference_far import LandmarkCase, landmark_attention
 from ctx_export.ops.spec import Layout, Rotation
+from tests.kernels.far_cases import laid_out
 from tests.kernels.kernel_library import DTYPES, KernelError, KernelLibrary
 from tests.kernels.landmark_cases import (
     Shape,
     filled_slots,
-    laid_out,
     make_case,
     prepare,
     run_case,

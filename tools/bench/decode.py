@@ -64,7 +64,7 @@ def _compare(
     options: argparse.Namespace,
 ) -> list[Row]:
     """Alternate rounds of both sides at `context` tokens."""
-    caches = _synthetic(manifest, context)
+    caches = synthetic_caches(manifest, context)
     session.load_cache([key for key, _ in caches], [value for _, value in caches], context)
     transformers.load(caches)
     sides: dict[str, Callable[[int], Any]] = {
@@ -112,7 +112,7 @@ class _Transformers:
         return output.logits[0, -1].numpy()
 
 
-def _synthetic(manifest: Manifest, context: int) -> Caches:
+def synthetic_caches(manifest: Manifest, context: int) -> Caches:
     """The same keys and values for both sides, one [1,Hkv,P,D] pair per layer."""
     model = manifest.model
     random = np.random.default_rng(0)

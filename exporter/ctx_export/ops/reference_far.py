@@ -69,10 +69,31 @@ class Present(NamedTuple):
     value: Array
 
 
+class Rule(NamedTuple):
+    """Where a call's tokens are kept, and what its queries meet, the same in all heads."""
+
+    slot: Callable[[int], int]
+    met: Callable[[int], list[Met]]
+    # What some slots are given besides, of a sequence's past [B,Hkv,C,D] and rows [B,Hkv,S,D].
+    averaged: Callable[[int, Array, Array], dict[int, Array]] | None = None
+
+
 Outputs = tuple[Array, Array, Array]
 
 
 def self_extend_attention(case: SelfExtendCase) -> Outputs:
+    return _outputs(case, self_extend_rule(case))
+
+
+def dual_chunk_attention(case: DualChunkCase) -> Outputs:
+    return _outputs(case, dual_chunk_rule(case))
+
+
+def memory_attention(case: MemoryCase) -> Outputs:
+    return _outputs(case, memory_rule(case))
+
+
+def self_extend_rule(case: SelfExtendCase) -> Rule:
     """self-extend (arXiv 2401.01325): distances below `neighbor` normally, others by group."""
     near, group = case.neighbor, case.group
 
@@ -83,10 +104,10 @@ def self_extend_attention(case: SelfExtendCase) -> Outputs:
             for key in range(query + 1)
         ]
 
-    return _outputs(case, lambda token: token, met)
+    return Rule(lambda token: token, met)
 
 
-def dual_chunk_attention(case: DualChunkCase) -> Outputs:
+def dual_chunk_rule(case: DualChunkCase) -> Rule:
     """dual-chunk (arXiv 2402.17463): the query's position by chunks between it and the key."""
     chunk, last = case.chunk, case.reach - 1
 
@@ -96,10 +117,10 @@ def dual_chunk_attention(case: DualChunkCase) -> Outputs:
         behind = [min(query // chunk - key // chunk, 2) for key in range(query + 1)]
         return [Met(positions[back], key % chunk, key) for key, back in enumerate(behind)]
 
-    return _outputs(case, lambda token: token, met)
+    return Rule(lambda token: token, met)
 
 
-def memory_attention(case: MemoryCase) -> Outputs:
+def memory_rule(case: MemoryCase) -> Rule:
     """memory: sinks, means of evicted blocks, then the tokens that are no part of a mean yet; each
     at its rank in that order. A call averages its blocks before its rows take their slots."""
     sinks, block, fixed = case.sinks, case.block, case.sinks + case.memory_slots
@@ -133,7 +154,7 @@ def memory_attention(case: MemoryCase) -> Outputs:
             means[slot_of_block(m)] = _mean(case, tokens)
         return means
 
-    return _outputs(case, slot, met, averaged)
+    return Rule(slot, met, averaged)
 
 
 def landmark_attention(case: LandmarkCase) -> Outputs:
@@ -296,29 +317,29 @@ def _grouped(case: LandmarkCase, query: int, tokens: Sequence[int], logits: Arra
     return weights
 
 
-def _outputs(
-    case: FarCase,
-    slot: Callable[[int], int],
-    met: Callable[[int], list[Met]],
-    averaged: Callable[[int, Array, Array], dict[int, Array]] | None = None,
-) -> Outputs:
-    """One call of an operator whose heads all read the same. `averaged` makes what some slots are
-    given besides, of a sequence's past [B,Hkv,C,D] and rows [B,Hkv,S,D]."""
-    outer, case = case, by_head(case)
-    present = _written(case, slot)
-    if averaged is not None:
+def present_of(case: FarCase, rule: Rule) -> Present:
+    """The caches of a call of [batch, head, token, dim] with its rows and means."""
+    present = _written(case, rule.slot)
+    if rule.averaged is not None:
         for past, rows, new in zip(
             (case.past_key, case.past_value), (case.k, case.v), present, strict=True
         ):
             for b in range(len(case.seen)):
-                for index, mean in averaged(b, past, rows).items():
+                for index, mean in rule.averaged(b, past, rows).items():
                     new[b, :, index] = mean
+    return present
+
+
+def _outputs(case: FarCase, rule: Rule) -> Outputs:
+    """One call of an operator whose heads all read the same."""
+    outer, case = case, by_head(case)
+    present = present_of(case, rule)
     y = np.zeros(case.q.shape)
     for b, row, query in _queries(case):
-        if slot(query) >= case.past_key.shape[2]:
+        if rule.slot(query) >= case.past_key.shape[2]:
             y[b, :, row] = np.nan
             continue
-        read = met(query)
+        read = rule.met(query)
         q, keys, values = _read(case, present, b, row)
         weights = _softmax(_capped(case, _logits(case, b, read, q, keys)), case.head_sink)
         slots = [one.slot for one in read]

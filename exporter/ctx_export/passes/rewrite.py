@@ -125,6 +125,12 @@ def _far_bodies(
 ) -> list[ir.Function]:
     """The bodies of the plan's attentions that look behind a window."""
     rules = {attention_operator(c).name: c.parameters for c in plan.caches if c.parameters}
+    marked = any(isinstance(r, Landmark) and r.token is not None for r in rules.values())
+    if marked and "head_sink" in optional:
+        raise UserError(
+            "the model's heads have learned sink logits, which landmark tokens' grouped softmax "
+            "has no place for: leave --landmark-token out"
+        )
     bodies = []
     for name, rule in rules.items():
         body = FAR_BODIES[name]

@@ -79,7 +79,7 @@ CTX_DEVICE void groupBlock(GroupShared<Traits>& shared, LandmarkCall const& call
         commitCopies();
         waitForCopies<0>();
         __syncwarp(); // the keys are there
-        turnStep<Traits>(key, shared, call, places, areRuns<Traits>(call.layout, part));
+        turnKeys<Traits>(key, shared, call, places, areRuns<Traits>(call.layout, part));
         typename Traits::Score score;
         scoreKeys<typename Traits::T, Traits::kDIM, 1, Traits::kSTEP_KEYS>(score, shared.query, 0, key, 0);
         hideUnseen<Traits>(score, places, block.scale);

@@ -117,14 +117,6 @@ private:
 // What a block of threads knows of its call, kept in shared memory.
 struct LandmarkBlock
 {
-    using Params = CtxSinkWindowAttentionParams;
-
-    // What a SharedTile keeps of its rows besides: nothing.
-    template <int ROWS>
-    struct Rows
-    {
-    };
-
     LandmarkTile tile;
     uint32_t split;
     Sequence sequence;

@@ -107,7 +107,7 @@ CTX_DEVICE void attendBlocksStep(typename Traits::Queries& queries, AttendShared
     if (attends)
     {
         int const part = block.keys.partOf(tile);
-        turnStep<Traits>(key, shared, call, places, areRuns<Traits>(call.layout, part));
+        turnKeys<Traits>(key, shared, call, places, areRuns<Traits>(call.layout, part));
         scoreKeys<T, Traits::kDIM, 1, Traits::kSTEP_KEYS>(score, shared.query, 0, key, 0);
         hideUnseen<Traits>(score, places, block.scale);
         if (block.keys.biases != nullptr && (part == kFAR_PART || part == kNEAR_PART))

@@ -110,7 +110,7 @@ CTX_DEVICE void beginRows(uint16_t* rows, void const* cache, LandmarkCall const&
 
 // Turns a step's keys that have arrived; `isRun`: their positions count up.
 template <typename Traits>
-CTX_DEVICE void turnStep(
+CTX_DEVICE void turnKeys(
     uint16_t* keys, BlocksShared<Traits> const& shared, LandmarkCall const& call, KeyPlace const* places, bool isRun)
 {
     if (call.common.rotaryDim == 0)
@@ -124,7 +124,7 @@ CTX_DEVICE void turnStep(
     }
     else
     {
-        rotateSteps(
+        rotateRows(
             WarpScope{}, rotation, Traits::kSTEP_KEYS, [places](int row) { return int64_t{places[row].position}; });
     }
     __syncwarp();

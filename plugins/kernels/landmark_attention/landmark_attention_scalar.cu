@@ -11,7 +11,7 @@ namespace
 {
 
 template <int PADDED_DIM>
-using BlocksTile = TileTraits<LandmarkBlock, PADDED_DIM, 4>;
+using BlocksTile = TileTraits<SinkWindowCall, PADDED_DIM, 4>;
 
 static_assert(BlocksTile<64>::kTILE_ROWS == kLANDMARK_ROWS, "a block's warps take a tile of rows");
 
@@ -20,14 +20,8 @@ struct ScalarShared
 {
     SharedTile<Traits> tile;
     KeyPlace place[Traits::kTILE_KEYS];
+    LandmarkBlock block;
 };
-
-template <typename Traits>
-CTX_DEVICE ScalarRotation<Traits> turnedRows(
-    float* first, int stride, SharedTile<Traits> const& tile, CtxSinkWindowAttentionParams const& common)
-{
-    return {first, stride, tile, static_cast<int32_t>(common.rotaryDim / 2), common.interleaved != 0};
-}
 
 CTX_DEVICE float warpMaximum(float value)
 {
@@ -88,7 +82,7 @@ CTX_DEVICE void startBlocksRows(BlocksRows<Traits>& rows, LandmarkBlock const& b
 template <typename Traits>
 CTX_DEVICE void placeBlockQueries(ScalarShared<Traits>& shared, LandmarkCall const& call, bool isFar)
 {
-    LandmarkBlock const& block = shared.tile.call;
+    LandmarkBlock const& block = shared.block;
     auto const column = Column::ofThread<Traits>();
     auto const rows = static_cast<int>(block.tile.rows);
     __syncthreads(); // the queries before are read
@@ -109,8 +103,8 @@ CTX_DEVICE void placeBlockQueries(ScalarShared<Traits>& shared, LandmarkCall con
         *reinterpret_cast<Float4*>(&shared.tile.query[row][column.dim]) = vector;
     }
     __syncthreads();
-    using Scope = BlockScope<Traits::kTHREADS>;
-    rotateRows(Scope{}, turnedRows(&shared.tile.query[0][0], Traits::kPADDED_DIM, shared.tile, call.common), rows,
+    rotateRows(BlockScope<Traits::kTHREADS>{},
+        scalarRotation<Traits>(&shared.tile.query[0][0], Traits::kPADDED_DIM, shared.tile, call.common), rows,
         [&block, isFar](int row) { return block.queryPosition(row, isFar); });
     __syncthreads();
 }
@@ -121,7 +115,7 @@ CTX_DEVICE void gatherRows(
     float (*rows)[Traits::kKEY_STRIDE], void const* cache, ScalarShared<Traits> const& shared, LandmarkCall const& call)
 {
     auto const column = Column::ofThread<Traits>();
-    float const* const first = static_cast<float const*>(cache) + shared.tile.call.tile.cacheOffset(call);
+    float const* const first = static_cast<float const*>(cache) + shared.block.tile.cacheOffset(call);
     CTX_UNROLL_BY(2)
     for (int key = column.firstRow; key < Traits::kTILE_KEYS; key += column.step)
     {
@@ -142,8 +136,8 @@ CTX_DEVICE void placeBlockKeys(ScalarShared<Traits>& shared, LandmarkCall const&
     __syncthreads();
     gatherRows<Traits>(shared.tile.key, call.common.presentKey, shared, call);
     __syncthreads();
-    using Scope = BlockScope<Traits::kTHREADS>;
-    rotateRows(Scope{}, turnedRows(&shared.tile.key[0][0], Traits::kKEY_STRIDE, shared.tile, call.common),
+    rotateRows(BlockScope<Traits::kTHREADS>{},
+        scalarRotation<Traits>(&shared.tile.key[0][0], Traits::kKEY_STRIDE, shared.tile, call.common),
         Traits::kTILE_KEYS, [&shared](int key) { return int64_t{shared.place[key].position}; });
 }
 
@@ -155,7 +149,7 @@ CTX_DEVICE void attendToKeys(BlocksRows<Traits>& rows, ScalarShared<Traits>& sha
     float score[kROWS];
     scoreKey<Traits>(shared.tile, rows.warp, rows.lane, static_cast<int>(call.common.headDim), score);
     KeyPlace const place = shared.place[rows.lane];
-    bool const isGrouped = shared.tile.call.keys.biases != nullptr && (part == kFAR_PART || part == kNEAR_PART);
+    bool const isGrouped = shared.block.keys.biases != nullptr && (part == kFAR_PART || part == kNEAR_PART);
     CTX_UNROLL
     for (int r = 0; r < kROWS; ++r)
     {
@@ -163,8 +157,8 @@ CTX_DEVICE void attendToKeys(BlocksRows<Traits>& rows, ScalarShared<Traits>& sha
         float logit = -INFINITY;
         if ((place.rows >> row & 1U) != 0)
         {
-            logit = shared.tile.call.scale.logit(score[r]);
-            logit += isGrouped ? shared.tile.call.keys.biases[static_cast<int64_t>(place.entry) * kLANDMARK_ROWS + row]
+            logit = shared.block.scale.logit(score[r]);
+            logit += isGrouped ? shared.block.keys.biases[static_cast<int64_t>(place.entry) * kLANDMARK_ROWS + row]
                                : 0.0F;
         }
         float const factor = rows.softmax[r].raise(warpMaximum(logit));
@@ -184,7 +178,7 @@ CTX_DEVICE void attendToKeys(BlocksRows<Traits>& rows, ScalarShared<Traits>& sha
 template <typename Traits>
 CTX_DEVICE void attendToShare(BlocksRows<Traits>& rows, ScalarShared<Traits>& shared, LandmarkCall const& call)
 {
-    LandmarkBlock const& block = shared.tile.call;
+    LandmarkBlock const& block = shared.block;
     CTX_UNROLL_BY(1)
     for (uint32_t tile = block.begin; tile < block.end; ++tile)
     {
@@ -273,12 +267,12 @@ attendBlocksScalar(LandmarkCall const call, GridPlan const grid)
 {
     CTX_DYNAMIC_SHARED(memory);
     auto& shared = *reinterpret_cast<ScalarShared<Traits>*>(memory);
-    startBlock(shared.tile.call, call, grid, Traits::kTILE_KEYS);
-    loadFrequencies<Traits>(shared.tile, call.common, shared.tile.call.tile.place.batch);
+    startBlock(shared.block, call, grid, Traits::kTILE_KEYS);
+    loadFrequencies<Traits>(shared.tile, call.common, shared.block.tile.place.batch);
     BlocksRows<Traits> rows;
-    startBlocksRows<Traits>(rows, shared.tile.call, call.common.headSink);
+    startBlocksRows<Traits>(rows, shared.block, call.common.headSink);
     attendToShare<Traits>(rows, shared, call);
-    storeBlocksRows<Traits>(rows, shared.tile.call, call, grid);
+    storeBlocksRows<Traits>(rows, shared.block, call, grid);
 }
 
 // Of the warp's rows, for one block of tokens: see landmark_attention_group.cuh.
@@ -286,7 +280,7 @@ template <typename Traits>
 CTX_DEVICE void groupKeys(ScalarShared<Traits>& shared, LandmarkCall const& call, uint32_t entry, bool isFar)
 {
     constexpr int kROWS = Traits::kROWS_PER_WARP;
-    LandmarkBlock const& block = shared.tile.call;
+    LandmarkBlock const& block = shared.block;
     int const warp = static_cast<int>(threadIdx.x) / kWARP_SIZE;
     int const lane = static_cast<int>(threadIdx.x) % kWARP_SIZE;
     int const part = isFar ? kFAR_PART : kNEAR_PART;
@@ -345,9 +339,9 @@ groupBlocksScalar(LandmarkCall const call, GridPlan const grid)
 {
     CTX_DYNAMIC_SHARED(memory);
     auto& shared = *reinterpret_cast<ScalarShared<Traits>*>(memory);
-    startBlock(shared.tile.call, call, grid, Traits::kTILE_KEYS);
-    loadFrequencies<Traits>(shared.tile, call.common, shared.tile.call.tile.place.batch);
-    EntryShare const share = EntryShare::of(shared.tile.call, call, grid);
+    startBlock(shared.block, call, grid, Traits::kTILE_KEYS);
+    loadFrequencies<Traits>(shared.tile, call.common, shared.block.tile.place.batch);
+    EntryShare const share = EntryShare::of(shared.block, call, grid);
     CTX_UNROLL_BY(1)
     for (uint32_t entry = share.begin; entry < share.end; ++entry)
     {

@@ -54,4 +54,19 @@ LaunchResult launchMemoryAttention(MemoryAttentionParams const& params, cudaStre
     return launchChecked(params, stream);
 }
 
+uint64_t workspaceBytes(SelfExtendAttentionParams const& params)
+{
+    return workspaceBytes(commonParams(params.call));
+}
+
+uint64_t workspaceBytes(DualChunkAttentionParams const& params)
+{
+    return workspaceBytes(commonParams(params.call));
+}
+
+uint64_t workspaceBytes(MemoryAttentionParams const& params)
+{
+    return workspaceBytes(commonParams(params.call));
+}
+
 } // namespace ctx

@@ -245,8 +245,9 @@ template <typename Traits, typename Params>
 LaunchResult launchAttendPrefill(Params const& params, cudaStream_t stream)
 {
     static_assert(sizeof(PrefillShared<Traits>) <= kMAX_SHARED_BYTES, "a tile fits every GPU's shared memory");
-    size_t const sharedBytes
-        = params.rotaryDim > 0 ? sizeof(PrefillShared<Traits>) : offsetof(PrefillShared<Traits>, rotation);
+    constexpr size_t kROTATION = sizeof(SharedRotation<Traits::kDIM>);
+    static_assert(kROTATION % 16 == 0, "nothing comes after the rotation");
+    size_t const sharedBytes = sizeof(PrefillShared<Traits>) - (params.rotaryDim > 0 ? 0 : kROTATION);
     BlockShape const shape{Traits::kTILE_ROWS, Traits::kTILE_KEYS, Traits::kTHREADS, sharedBytes};
     return launchAttend(params, shape, attendPrefill<Traits>, stream, "attendPrefill");
 }

@@ -98,15 +98,6 @@ CTX_DEVICE void attendToTile(
     accumulateValues<Traits>(shared, rows.warp, rows.lane, rows.sum);
 }
 
-// Rows that start at `first` in shared memory.
-template <typename Traits>
-CTX_DEVICE ScalarRotation<Traits> scalarRotation(
-    float* first, int stride, SharedTile<Traits> const& shared, typename Traits::Params const& params)
-{
-    return ScalarRotation<Traits>{
-        first, stride, shared, static_cast<int32_t>(params.rotaryDim / 2), params.interleaved != 0};
-}
-
 // The queries that meet a tile of keys, and those after it until they change, turned where the call does that.
 template <typename Traits>
 CTX_DEVICE void placeQueries(SharedTile<Traits>& shared, typename Traits::Params const& params, int32_t tile)

@@ -149,6 +149,15 @@ struct ScalarRotation
     bool interleaved;
 };
 
+// Rows that start at `first` in shared memory.
+template <typename Traits>
+CTX_DEVICE ScalarRotation<Traits> scalarRotation(
+    float* first, int stride, SharedTile<Traits> const& shared, CtxSinkWindowAttentionParams const& params)
+{
+    return ScalarRotation<Traits>{
+        first, stride, shared, static_cast<int32_t>(params.rotaryDim / 2), params.interleaved != 0};
+}
+
 // Turns the first `rows` rows of queries or keys; `positionOf` gives a row's position.
 template <typename Scope, typename Traits, typename PositionOf>
 CTX_DEVICE void rotateRows(Scope, ScalarRotation<Traits> const& rotation, int rows, PositionOf const& positionOf)
