@@ -11,22 +11,28 @@
 //   registry before the session is made: import tensorrt; tensorrt.get_plugin_registry().load_library(path).
 // initLibNvInferPlugins is the entry of TensorRT's own plugins; no loader asks another library for it.
 
+#include "trt/dual_chunk_attention_plugin.h"
 #include "trt/landmark_attention_plugin.h"
 #include "trt/log.h"
+#include "trt/memory_attention_plugin.h"
 #include "trt/rotary_frequencies_plugin.h"
 #include "trt/scaled_rotary_embedding_plugin.h"
+#include "trt/self_extend_attention_plugin.h"
 #include "trt/sink_window_attention_plugin.h"
 
 #define CTX_EXPORT extern "C" __attribute__((visibility("default")))
 
 CTX_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators)
 {
+    static ctx::PluginCreator<ctx::DualChunkAttentionPlugin> dualChunkAttention;
     static ctx::PluginCreator<ctx::LandmarkAttentionPlugin> landmarkAttention;
+    static ctx::PluginCreator<ctx::MemoryAttentionPlugin> memoryAttention;
     static ctx::PluginCreator<ctx::RotaryFrequenciesPlugin> rotaryFrequencies;
     static ctx::PluginCreator<ctx::ScaledRotaryEmbeddingPlugin> scaledRotaryEmbedding;
+    static ctx::PluginCreator<ctx::SelfExtendAttentionPlugin> selfExtendAttention;
     static ctx::PluginCreator<ctx::SinkWindowAttentionPlugin> sinkWindowAttention;
-    static nvinfer1::IPluginCreatorInterface* const creators[]
-        = {&landmarkAttention, &rotaryFrequencies, &scaledRotaryEmbedding, &sinkWindowAttention};
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&dualChunkAttention, &landmarkAttention,
+        &memoryAttention, &rotaryFrequencies, &scaledRotaryEmbedding, &selfExtendAttention, &sinkWindowAttention};
     nbCreators = static_cast<int32_t>(std::size(creators));
     return creators;
 }

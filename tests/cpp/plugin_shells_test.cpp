@@ -1,6 +1,7 @@
 // Drives the plugin shells as TensorRT does, over kernels that the host executes. Usage: ctx_plugin_shells_test CASE
 
 #include "landmark_nodes.h"
+#include "parts_nodes.h"
 #include "plugin_nodes.h"
 
 namespace
@@ -227,7 +228,8 @@ void frequenciesEqualTheKernel()
 // The first call may: the host's blocks and threads are made then.
 void enqueueAllocatesNothing()
 {
-    Node nodes[] = {attentionNode(), quantisedNode(DataType::kFP8), rotaryNode(), frequenciesNode()};
+    Node nodes[] = {attentionNode(), quantisedNode(DataType::kFP8), rotaryNode(), frequenciesNode(), selfExtendNode(),
+        dualChunkNode(), memoryNode()};
     for (Node& node : nodes)
     {
         CHECK(node.enqueue().first == 0);
@@ -244,7 +246,9 @@ void enqueueAllocatesNothing()
 void serialisedFieldsMakeTheSamePlugin()
 {
     std::pair<char const*, Node (*)()> const makers[] = {{"ScaledRotaryEmbedding", rotaryNode},
-        {"SinkWindowAttention", attentionNode}, {"LandmarkAttention", [] { return landmarkNode(); }}};
+        {"SinkWindowAttention", attentionNode}, {"LandmarkAttention", [] { return landmarkNode(); }},
+        {"SelfExtendAttention", [] { return selfExtendNode(); }},
+        {"DualChunkAttention", [] { return dualChunkNode(); }}, {"MemoryAttention", [] { return memoryNode(); }}};
     for (auto const& [name, maker] : makers)
     {
         Node const node = maker();
@@ -362,6 +366,24 @@ void landmarkAttributesThatDoNotFitAreRefused()
     CHECK(contains(loggedBy(11, [&] { return node.enqueue().first; }), "give what ctxLandmarkAttentionWorkspace says"));
 }
 
+// Numbers of a rule that do not go together, or that the call's rows ask more of.
+void partsAttributesThatDoNotFitAreRefused()
+{
+    auto const refusal = [](std::unique_ptr<nvinfer1::IPluginV3> (*make)())
+    { return loggedBy(11, [&] { return make() == nullptr ? 1 : 0; }); };
+    CHECK(contains(refusal([] { return selfExtendPlugin(3, 8); }), "attribute group is 3 and neighbor 8: give"));
+    CHECK(contains(refusal([] { return selfExtendPlugin(0, 8); }), "attribute group is 0: give"));
+    CHECK(contains(refusal([] { return selfExtendPlugin(4, 8, "head_sink"); }), "attribute rotary_dim is 12 and"));
+    CHECK(contains(refusal([] { return selfExtendPlugin(4, 8, "", 3); }), "attribute layout is 3"));
+    CHECK(contains(refusal([] { return dualChunkPlugin(9, 8); }), "attribute reach is 8 and chunk 9: give"));
+    CHECK(contains(refusal([] { return memoryPlugin(0, 2, 4); }), "attribute window is 0"));
+    CHECK(contains(refusal([] { return memoryPlugin(5, 4, 4); }), "attribute memory_slots is 4 and memory 4: give"));
+    Node node = farNode(memoryPlugin(5, 2, 3), kMEMORY_SLOTS, 0);
+    CHECK(contains(loggedBy(11, [&] { return node.enqueue().first; }), "memory_slots is 3"));
+    node = farNode(memoryPlugin(5, 2, 4), kMEMORY_SLOTS - 1, 0);
+    CHECK(contains(loggedBy(11, [&] { return node.enqueue().first; }), "a cache of 13 slots is too small"));
+}
+
 // It has no attributes: no list of fields, and one that is null, both make the plugin.
 void aPluginWithoutAttributesSerialisesNone()
 {
@@ -400,13 +422,14 @@ void tablesOfOtherShapesAreRefused()
 // Every input once with a size of two more, and the input that is blamed: q, past_key and x are believed.
 void shapesThatDisagreeAreRefused()
 {
-    Node (*const makers[])()
-        = {[] { return quantisedNode(DataType::kINT8); }, rotaryNode, [] { return landmarkNode(); }};
-    char const* const names[3][13] = {{"k", "k", "v", "k", "past_value", "seen", "new", "sink_q", "inv_freq",
+    Node (*const makers[])() = {[] { return quantisedNode(DataType::kINT8); }, rotaryNode,
+        [] { return landmarkNode(); }, [] { return memoryNode(); }};
+    char const* const names[4][13] = {{"k", "k", "v", "k", "past_value", "seen", "new", "sink_q", "inv_freq",
                                           "multiplier", "head_sink", "key_scale", "value_scale"},
         {"positions", "positions", "inv_freq", "multiplier"},
+        {"k", "k", "v", "k", "past_value", "seen", "new", "inv_freq", "multiplier", "head_sink"},
         {"k", "k", "v", "k", "past_value", "seen", "new", "inv_freq", "multiplier", "head_sink"}};
-    for (size_t kind = 0; kind < 3; ++kind)
+    for (size_t kind = 0; kind < 4; ++kind)
     {
         size_t const count = makers[kind]().inputs.size();
         for (size_t i = 0; i < count; ++i)
@@ -438,6 +461,11 @@ int main(int argc, char** argv)
         {"landmark_workspace_is_that_of_the_largest_shapes", landmarkWorkspaceIsThatOfTheLargestShapes},
         {"landmark_types_are_those_of_q", landmarkTypesAreThoseOfQ},
         {"landmark_attributes_that_do_not_fit_are_refused", landmarkAttributesThatDoNotFitAreRefused},
+        {"self_extend_equals_the_kernel", selfExtendEqualsTheKernel},
+        {"dual_chunk_equals_the_kernel", dualChunkEqualsTheKernel},
+        {"memory_equals_the_kernel", memoryEqualsTheKernel},
+        {"parts_workspace_is_that_of_the_largest_shapes", partsWorkspaceIsThatOfTheLargestShapes},
+        {"parts_attributes_that_do_not_fit_are_refused", partsAttributesThatDoNotFitAreRefused},
         {"rotary_equals_the_kernel", rotaryEqualsTheKernel},
         {"frequencies_equal_the_kernel", frequenciesEqualTheKernel},
         {"enqueue_allocates_nothing", enqueueAllocatesNothing},

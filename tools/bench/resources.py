@@ -19,11 +19,14 @@ import click
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "plugins"
 KERNELS: dict[str, int] = {
-    "attendPrefill": 10,  # head dimensions 64, 80, 96, 128 and 256 in float16 and bfloat16
-    "attendDecode": 10,  # likewise
-    "attendScalar": 6,  # float32: 64, 128 and 256, for few rows and many
+    # Head dimensions 64, 80, 96, 128 and 256 in float16 and bfloat16, for keys of sinks and a
+    # window and for keys in parts.
+    "attendPrefill": 20,
+    "attendDecode": 20,  # likewise
+    "attendScalar": 12,  # float32: 64, 128 and 256, for few rows and many, likewise
     "writeCache": 6,  # three element types, packed or not
     "mergeSplits": 1,
+    "poolBlocks": 3,  # three element types
     "writeBlocks": 1,
     "averageBlocks": 3,  # three element types
     "scoreBlocks": 9,  # three element types at head dimensions 64, 128 and 256

@@ -72,16 +72,19 @@ poolBlocks(PartsAttentionParams const params, PoolPlan const plan)
         params.headDim, strides.token};
     CacheLayout const layout = rule.layout(MemoryRule::kTOKENS, params.capacity);
     int64_t const first = rule.sinks + block * rule.block;
+    int64_t const firstSlot = layout.slotOf(first);
+    auto const count = static_cast<int32_t>(rule.block);
+    auto const older = static_cast<int32_t>(smaller(count, larger(0, sequence.seen - first)));
     float sum[COUNT] = {};
-    CTX_UNROLL_BY(4)
-    for (int64_t token = first; token < first + rule.block; ++token)
+    CTX_UNROLL_BY(2)
+    for (int32_t i = 0; i < count; ++i)
     {
         Pack<T, COUNT> const pack
-            = token < sequence.seen ? tokens.cached(layout.slotOf(token)) : tokens.given(token - sequence.seen);
+            = i < older ? tokens.cached(layout.slotAfter(firstSlot, i)) : tokens.given(first + i - sequence.seen);
         CTX_UNROLL
-        for (int i = 0; i < COUNT; ++i)
+        for (int j = 0; j < COUNT; ++j)
         {
-            sum[i] += toFloat(pack.values[i]);
+            sum[j] += toFloat(pack.values[j]);
         }
     }
     Pack<T, COUNT> mean;

@@ -188,6 +188,10 @@ CTX_DEVICE void attendTile(typename Traits::Queries& queries, PrefillShared<Trai
         Loader::expand(shared.value, params.cacheType);
         __syncthreads();
     }
+    if constexpr (!Traits::Call::kHAS_QUANTISED_CACHES)
+    {
+        __syncwarp(); // else the compiler mixes the steps before and after, for which registers do not suffice
+    }
     if (attends)
     {
         addValues<typename Traits::T, Traits::kDIM, Traits::kFRAGMENTS, Traits::kTILE_KEYS>(

@@ -81,8 +81,7 @@ CTX_DEVICE void attendToTile(
     {
         int const row = rows.warp * kROWS + r;
         RowLimits const limits = visibility.limitsOf(shared.rows.ofTile(shared.call, tile)[row]);
-        bool const visible
-            = row < shared.call.attendingRows && rows.lane >= limits.oldest && rows.lane <= limits.newest;
+        bool const visible = rows.lane >= limits.oldest && rows.lane <= limits.newest;
         float const logit = visible ? shared.call.scale.logit(score[r]) : -INFINITY;
         float const factor = rows.softmax[r].raise(warpMaximum(logit));
         float const weight = rows.softmax[r].weight(logit);
