@@ -41,7 +41,7 @@ struct TokenRows
 
 // A thread averages one pack of a block's keys, or of its values.
 template <typename T, int COUNT>
-CTX_KERNEL(kPOOL_THREADS)
+CTX_KERNEL_RESIDENT(kPOOL_THREADS, 8)
 poolBlocks(PartsAttentionParams const params, PoolPlan const plan)
 {
     int64_t const item = static_cast<int64_t>(blockIdx.x) * kPOOL_THREADS + threadIdx.x;
