@@ -16,9 +16,12 @@ from onnx import TensorProto, helper
 
 from ctx_export.ops.spec import (
     DOMAIN,
+    DUAL_CHUNK_ATTENTION,
     LANDMARK_ATTENTION,
+    MEMORY_ATTENTION,
     PLUGIN_ATTRIBUTES,
     SCALED_ROTARY_EMBEDDING,
+    SELF_EXTEND_ATTENTION,
     SINK_WINDOW_ATTENTION,
     Layout,
     OperatorSpec,
@@ -378,10 +381,22 @@ LANDMARK = {
 }
 
 
-def landmark_model(data: int, attributes: dict[str, Any]) -> onnx.ModelProto:
-    proto = attention_model(data, attributes, spec=LANDMARK_ATTENTION)
+def far_model(spec: OperatorSpec, data: int, attributes: dict[str, Any]) -> onnx.ModelProto:
+    proto = attention_model(data, attributes, spec=spec)
     layout = Layout(attributes.get("layout", 0))
     return laid_out(proto, layout) if layout in (Layout.TOKEN_MAJOR, Layout.PACKED) else proto
+
+
+def landmark_model(data: int, attributes: dict[str, Any]) -> onnx.ModelProto:
+    return far_model(LANDMARK_ATTENTION, data, attributes)
+
+
+def assert_attention_engine(result: dict[str, Any], dtype: str, layout: int) -> None:
+    assert_plugin_engine(result, dtype)
+    cache = [-1, KV_HEADS, -1, HEAD_DIM]
+    by_head = layout == Layout.HEAD_MAJOR
+    y = [-1, HEADS, -1, HEAD_DIM] if by_head else [-1, -1, HEADS * HEAD_DIM]
+    assert [shape for shape, _ in result["outputs"]] == [y, cache, cache]
 
 
 def test_landmark_attention_becomes_a_plugin_layer(build):
@@ -398,11 +413,7 @@ def test_landmark_attention_becomes_a_plugin_layer(build):
     ]
     results = build([landmark_model(TYPES[name], attributes) for name, attributes in choices])
     for (name, attributes), result in zip(choices, results, strict=True):
-        assert_plugin_engine(result, name)
-        by_head = attributes["layout"] == Layout.HEAD_MAJOR
-        cache = [-1, KV_HEADS, -1, HEAD_DIM]
-        y = [-1, HEADS, -1, HEAD_DIM] if by_head else [-1, -1, HEADS * HEAD_DIM]
-        assert [shape for shape, _ in result["outputs"]] == [y, cache, cache]
+        assert_attention_engine(result, name, attributes["layout"])
 
 
 WRONG_LANDMARK = {
@@ -424,5 +435,68 @@ def test_wrong_attribute_of_landmark_attention_is_a_clear_error(build):
         landmark_model(TensorProto.FLOAT, {**LANDMARK, **w}) for w in WRONG_LANDMARK.values()
     ]
     for fault, result in zip(WRONG_LANDMARK, build(models), strict=True):
+        assert result.get("engine_bytes", 0) == 0
+        assert any(fault in error and "give" in error for error in result["errors"]), fault
+
+
+FAR_BASE = {
+    name: LANDMARK[name]
+    for name in (
+        "scale",
+        "softcap",
+        "alias",
+        "rotary_dim",
+        "interleaved",
+        "layout",
+        "optional_inputs",
+    )
+}
+PARTS = {
+    "self-extend": (SELF_EXTEND_ATTENTION, {"group": 4, "neighbor": 32, **FAR_BASE}),
+    "dual-chunk": (DUAL_CHUNK_ATTENTION, {"chunk": 24, "reach": 32, **FAR_BASE}),
+    "memory": (
+        MEMORY_ATTENTION,
+        {"sinks": 4, "window": 8, "memory": 4, "block": 8, "memory_slots": 20, **FAR_BASE},
+    ),
+}
+
+
+def test_attentions_by_parts_become_plugin_layers(build):
+    named = {"optional_inputs": "inv_freq,multiplier,head_sink", "softcap": 9.0}
+    choices = [
+        (kind, name, {"layout": index % 3, "alias": index % 2, **extra})
+        for kind in PARTS
+        for index, (name, extra) in enumerate(
+            [*((name, {}) for name in TYPES), ("HALF", named)]
+            + [("BF16", {"rotary_dim": 0, "optional_inputs": "", "interleaved": 1})]
+        )
+    ]
+    models = []
+    for kind, name, changes in choices:
+        spec, base = PARTS[kind]
+        assert list(spec.attributes) == list(base)
+        models.append(far_model(spec, TYPES[name], {**base, **changes}))
+    for (_, name, changes), result in zip(choices, build(models), strict=True):
+        assert_attention_engine(result, name, changes["layout"])
+
+
+WRONG_PARTS = {
+    "group is 0": ("self-extend", {"group": 0}),
+    "group is 5 and neighbor 32": ("self-extend", {"group": 5}),
+    "reach is 23 and chunk 24": ("dual-chunk", {"reach": 23}),
+    "chunk is 0": ("dual-chunk", {"chunk": 0}),
+    "window is 0": ("memory", {"window": 0}),
+    "sinks is -1": ("memory", {"sinks": -1}),
+    "memory_slots is 4 and memory 4": ("memory", {"memory_slots": 4}),
+    "rotary_dim is 64 and optional_inputs": ("memory", {"optional_inputs": ""}),
+}
+
+
+def test_wrong_attribute_of_an_attention_by_parts_is_a_clear_error(build):
+    models = []
+    for kind, wrong in WRONG_PARTS.values():
+        spec, base = PARTS[kind]
+        models.append(far_model(spec, TensorProto.FLOAT, {**base, **wrong}))
+    for fault, result in zip(WRONG_PARTS, build(models), strict=True):
         assert result.get("engine_bytes", 0) == 0
         assert any(fault in error and "give" in error for error in result["errors"]), fault
