@@ -45,6 +45,23 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
         },
         2 + 30 + 15,
     ),
+    "memory": (
+        {"memory_tokens": 4, "memory_block": 8, "sinks": 4, "window": 40},
+        4 + (4 + 2) + 40 + 7 + 15,
+    ),
+    "landmark": (
+        {"landmark_block": 8, "landmark_topk": 2, "sinks": 4, "window": 20, "target": 256},
+        4 + 32 * 9,
+    ),
+    "landmark with tokens": (
+        {"landmark_token": 3, "landmark_block": 8, "landmark_topk": 2, "target": 256},
+        256 + 36,
+    ),
+    "self-extend over yarn": (
+        {"method": "yarn", "factor": 2.0, "group": 4, "neighbor": 64, "target": 256},
+        256,
+    ),
+    "dual-chunk": ({"chunk": 48, "target": 256}, 256),
     "yarn, int8": ({"method": "yarn", "target": 256, "kv_cache_dtype": "int8"}, 256),
     "streaming, fp8": (
         {"method": "streaming", "sinks": 4, "window": 60, "kv_cache_dtype": "fp8"},

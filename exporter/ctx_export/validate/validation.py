@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
-from ctx_export.core.manifest import BOUNDED, MODEL_NAME, CacheInfo, Manifest
+from ctx_export.core.manifest import BOUNDED, MODEL_NAME, Manifest
 from ctx_export.core.model_spec import UNKNOWN_FAMILY
 from ctx_export.core.plan import describe_caches
 from ctx_export.core.progress import Progress, SilentProgress
 from ctx_export.inspection.package import cache_bytes as package_cache_bytes
+from ctx_export.runtime.slots import held_tokens
 from ctx_export.validate.compare import Rule
 from ctx_export.validate.file_check import FileSection
 from ctx_export.validate.memory import gibibytes, parameters, reference_memory
@@ -248,7 +249,7 @@ def _affordable(
     copies = _PAIRWISE_COPIES if needs_pairs(manifest) else _CACHE_COPIES
     kept, skipped = [], []
     for probe in plan.probes:
-        tokens = sum(_tokens(cache, probe.end) for cache in manifest.layers)
+        tokens = sum(len(held_tokens(probe.end, cache)) for cache in manifest.layers)
         one = cache_bytes(1, model["kv_heads"], model["head_dim"], tokens)
         if copies * one <= room:
             kept.append(probe)
@@ -259,11 +260,6 @@ def _affordable(
                 f"the model leaves {gibibytes(room)}"
             )
     return replace(plan, probes=tuple(kept)), tuple(skipped)
-
-
-def _tokens(cache: CacheInfo, end: int) -> int:
-    """Most tokens of a layer's cache that a probe up to `end` needs."""
-    return min(end, cache.capacity) if cache.policy == BOUNDED else end
 
 
 def _compare_ort(

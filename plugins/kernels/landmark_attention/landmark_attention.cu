@@ -12,17 +12,6 @@ namespace
 // Of a workspace for sections: one of 512 tokens where 32 heads choose among 2048 blocks.
 constexpr int64_t kSECTION_BYTES = 128 << 20;
 
-LaunchResult copyCache(void* present, void const* past, int64_t bytes, cudaStream_t stream)
-{
-    if (present == past || bytes == 0)
-    {
-        return {};
-    }
-    return LaunchResult::fromCuda(
-        cudaMemcpyAsync(present, past, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream),
-        "the copy of past to present");
-}
-
 // A call without its section.
 LandmarkCall callOf(LandmarkAttentionParams const& params)
 {
@@ -117,9 +106,7 @@ LaunchResult launchLandmarkAttention(LandmarkAttentionParams const& params, cuda
         return LaunchResult::invalid(fault);
     }
     CtxAttentionCall const& given = params.call;
-    int64_t const cacheBytes = commonParams(given).cacheBytes();
-    LaunchResult result = copyCache(given.presentKey, given.pastKey, cacheBytes, stream);
-    result = result.isSuccess() ? copyCache(given.presentValue, given.pastValue, cacheBytes, stream) : result;
+    LaunchResult result = copyPast(commonParams(given), stream);
     if (params.isEmpty() || !result.isSuccess())
     {
         return result;

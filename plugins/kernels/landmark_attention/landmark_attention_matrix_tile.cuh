@@ -124,7 +124,7 @@ CTX_DEVICE void turnKeys(
     }
     else
     {
-        rotateRows(
+        rotateSteps(
             WarpScope{}, rotation, Traits::kSTEP_KEYS, [places](int row) { return int64_t{places[row].position}; });
     }
     __syncwarp();
