@@ -11,14 +11,6 @@ namespace
 
 constexpr int32_t kPOOL_THREADS = 128;
 
-// How a call's blocks are cut into threads: for each sequence and key-value head as many blocks as the rows can evict,
-// each in packs of dims.
-struct PoolPlan
-{
-    int64_t blocks;
-    int64_t packs;
-};
-
 // Where a head's tokens are, by token: those before the call in the cache, the others among its rows.
 template <typename T, int COUNT>
 struct TokenRows
@@ -39,21 +31,23 @@ struct TokenRows
     }
 };
 
-// A thread averages one pack of a block's keys, or of its values.
+// A block of threads for one head and one of the `blocks` that the rows can evict at most; a thread averages one pack
+// of its keys, or of its values.
 template <typename T, int COUNT>
-CTX_KERNEL_RESIDENT(kPOOL_THREADS, 8)
-poolBlocks(PartsAttentionParams const params, PoolPlan const plan)
+CTX_KERNEL(kPOOL_THREADS)
+poolBlocks(PartsAttentionParams const params, uint32_t const blocks)
 {
-    int64_t const item = static_cast<int64_t>(blockIdx.x) * kPOOL_THREADS + threadIdx.x;
-    int64_t const dim = item % plan.packs * COUNT;
-    bool const isValue = item / plan.packs % 2 != 0;
-    int64_t const index = item / plan.packs / 2 % plan.blocks;
-    int64_t const head = item / plan.packs / 2 / plan.blocks;
-    int64_t const batch = head / params.kvHeads;
-    if (batch >= params.batch)
+    uint32_t const packs = static_cast<uint32_t>(params.headDim) / COUNT;
+    uint32_t const dim = threadIdx.x % packs * COUNT;
+    bool const isValue = threadIdx.x >= packs;
+    if (threadIdx.x >= 2 * packs)
     {
         return;
     }
+    uint32_t const index = blockIdx.x % blocks;
+    uint32_t const head = blockIdx.x / blocks;
+    auto const kvHeads = static_cast<uint32_t>(params.kvHeads);
+    uint32_t const batch = head / kvHeads;
     MemoryRule const& rule = params.rule.memory;
     Sequence const sequence = sequenceOf(params, batch);
     int64_t const end = rule.evicted(sequence.seen + sequence.answered - 1);
@@ -65,16 +59,18 @@ poolBlocks(PartsAttentionParams const params, PoolPlan const plan)
     }
     CtxStrides const& strides = isValue ? params.valueStrides : params.keyStrides;
     T* const cache = static_cast<T*>(isValue ? params.presentValue : params.presentKey)
-        + head * params.capacity * params.headDim + dim;
+        + static_cast<int64_t>(head) * params.capacity * params.headDim + dim;
     TokenRows<T, COUNT> const tokens{cache,
         static_cast<T const*>(isValue ? params.value : params.key) + batch * strides.batch
-            + head % params.kvHeads * strides.head + dim,
+            + head % kvHeads * strides.head + dim,
         params.headDim, strides.token};
     CacheLayout const layout = rule.layout(MemoryRule::kTOKENS, params.capacity);
     int64_t const first = rule.sinks + block * rule.block;
     int64_t const firstSlot = layout.slotOf(first);
     auto const count = static_cast<int32_t>(rule.block);
     auto const older = static_cast<int32_t>(smaller(count, larger(0, sequence.seen - first)));
+    int64_t const slot = rule.layout(MemoryRule::kBLOCKS, params.capacity).slotOf(block);
+    float const share = 1.0F / static_cast<float>(count);
     float sum[COUNT] = {};
     CTX_UNROLL_BY(2)
     for (int32_t i = 0; i < count; ++i)
@@ -91,9 +87,8 @@ poolBlocks(PartsAttentionParams const params, PoolPlan const plan)
     CTX_UNROLL
     for (int i = 0; i < COUNT; ++i)
     {
-        mean.values[i] = fromFloat<T>(sum[i] / static_cast<float>(rule.block));
+        mean.values[i] = fromFloat<T>(sum[i] * share);
     }
-    int64_t const slot = rule.layout(MemoryRule::kBLOCKS, params.capacity).slotOf(block);
     *reinterpret_cast<Pack<T, COUNT>*>(cache + slot * params.headDim) = mean;
 }
 
@@ -101,11 +96,13 @@ template <typename T>
 LaunchResult launchPool(PartsAttentionParams const& params, cudaStream_t stream)
 {
     constexpr int kCOUNT = kVECTOR_ELEMENTS<T>;
+    static_assert(2 * SinkWindowAttentionParams::kMAX_HEAD_DIM / kCOUNT <= kPOOL_THREADS, "a thread for each pack");
     int64_t const block = params.rule.memory.block;
-    PoolPlan const plan{(params.rows + block - 1) / block, params.headDim / kCOUNT};
-    int64_t const items = params.batch * params.kvHeads * plan.blocks * 2 * plan.packs;
-    LaunchShape const shape{(items + kPOOL_THREADS - 1) / kPOOL_THREADS, kPOOL_THREADS, 0};
-    return LaunchResult::fromCuda(launch(poolBlocks<T, kCOUNT>, shape, stream, params, plan), "poolBlocks");
+    auto const blocks = static_cast<uint32_t>((params.rows + block - 1) / block);
+    auto const packs = static_cast<int32_t>(2 * params.headDim / kCOUNT);
+    int32_t const threads = (packs + kWARP_SIZE - 1) / kWARP_SIZE * kWARP_SIZE;
+    LaunchShape const shape{params.batch * params.kvHeads * blocks, threads, 0};
+    return LaunchResult::fromCuda(launch(poolBlocks<T, kCOUNT>, shape, stream, params, blocks), "poolBlocks");
 }
 
 } // namespace
