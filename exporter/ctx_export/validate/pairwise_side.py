@@ -365,6 +365,7 @@ def _measured(model: PairwiseReference, call: _Call) -> BlockReference:
         peers={},
         scale=logit_scale(logits),
         undecided=int((~decided).sum()),
+        margins=margins[call.rows][decided] if np.isfinite(margins).any() else None,
     )
 
 

@@ -69,6 +69,9 @@ class BlockReference:
     unquantised: Floats | None = None
     quantisation: RowErrors | None = None  # what quantising changes in PyTorch's own logits
     undecided: int = 0  # rows left out, where float32 cannot tell which blocks are chosen
+    # By how much each row's choice of blocks is decided [R], a share of its largest score; None
+    # where none is made.
+    margins: NDArray[np.float64] | None = None
 
     def beside(self, unquantised: Floats) -> BlockReference:
         """The same with the logits over unquantised caches."""

@@ -95,7 +95,7 @@ def run(
         rows=compared.rows,
         problems=compared.problems,
         **_table_errors(manifest, references),
-        skipped=(*skipped, *_undecided(references)),
+        skipped=(*skipped, *_undecided(references, compared, rules["ort"])),
         quantisation=_quantisation(manifest, compared),
         engine=section,
         file=_file_check(manifest),
@@ -162,10 +162,14 @@ def _quantisation(manifest: Manifest, compared: Compared) -> QuantisationSection
     return QuantisationSection(dtype=manifest.cache_dtype, max_error=largest, mean_error=mean)
 
 
-def _undecided(references: References) -> tuple[str, ...]:
-    """What was left out because float32 cannot tell which blocks score best."""
-    count = references.undecided
-    return (f"{count} rows whose best blocks score alike in float32",) if count else ()
+def _undecided(references: References, compared: Compared, rule: Rule) -> tuple[str, ...]:
+    """What was left out because rounding decides which blocks score best."""
+    counts = {"float32": references.undecided, rule.precision: compared.undecided}
+    return tuple(
+        f"{count} rows whose best blocks score alike in {precision}"
+        for precision, count in counts.items()
+        if count
+    )
 
 
 def _references(

@@ -15,6 +15,7 @@ from ctx_export.validate import positions
 from ctx_export.validate.compare import RowErrors, Rule, row_errors
 from ctx_export.validate.package_side import (
     Feeder,
+    _Table,
     chunked,
     compare_session,
     decoded,
@@ -216,3 +217,44 @@ def test_an_error_is_told_where_it_is(feeder):
     singles = [row for row in compared.rows if not row.passed and not row.is_range]
     assert [row.max_error for row in singles] == pytest.approx([1000.0 / scale] * 3, rel=1e-12)
     assert singles[0].mean_error == pytest.approx(1000.0 / scale / VOCAB, rel=1e-12)
+
+
+def chosen(margins: list[float], peer: float) -> BlockReference:
+    """A block of rows whose blocks were chosen by these margins, with PyTorch's error in fp16."""
+    rows = len(margins)
+    logits = np.ones((rows, 4), np.float32)
+    errors = row_errors((logits + np.float32(peer)).astype(np.float32), logits)
+    return BlockReference(
+        positions=np.arange(rows),
+        logits=logits,
+        own_table=None,
+        unmodified=None,
+        peers={"fp16": errors},
+        scale=1.0,
+        margins=np.array(margins),
+    )
+
+
+@pytest.mark.parametrize(
+    ("margins", "wrong", "precision", "failing", "left_out"),
+    [
+        # One row reads another block, which its margin allows in fp16 and not in fp32.
+        ([1.0, 1e-4, 1.0, 1.0], [1], "fp16", False, 1),
+        ([1.0, 1e-4, 1.0, 1.0], [1], "fp32", True, 0),
+        # It does not: something else is wrong with it.
+        ([1.0, 0.5, 1.0, 1.0], [1], "fp16", True, 0),
+        # Too many to be the precision's doing.
+        ([1e-4] * 4, [0, 1, 2], "fp16", True, 0),
+    ],
+)
+def test_a_choice_that_rounding_turns_is_left_out_and_counted(
+    margins, wrong, precision, failing, left_out
+):
+    block = chosen(margins, peer=1e-3)
+    logits = block.logits.copy()
+    logits[wrong] += 0.5
+    plan = ValidationPlan(prefill=4, positions=(0,), probes=())
+    table = _Table(plan, Rule.of(precision, None))
+    table.add("prefill", block, logits)
+    assert table.undecided == left_out
+    assert any(not row.passed for row in table.rows) == failing
