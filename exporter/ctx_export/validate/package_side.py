@@ -45,6 +45,7 @@ def compare_session(
 ) -> Compared:
     """Feed the plan's tokens to a session of one sequence and judge the logits by `rule`."""
     table = _Table(plan, rule)
+    references = references.computed_in(rule.precision)
     tokens, block = references.tokens, references.prefill
     total = 2 * plan.prefill + sum(probe.tokens for probe in plan.probes)
     if _decodes_anew(session):
@@ -56,7 +57,8 @@ def compare_session(
     block = references.decode or references.prefill
     positions, logits = _decoded(feeder, plan, tokens)
     kept = np.isin(positions, block.positions)
-    table.add("decode", _part(block, positions[kept]), logits[kept])
+    decoded_rows = np.searchsorted(block.positions, positions[kept])
+    table.add("decode", block.part(decoded_rows), logits[kept])
     for probe, expected in references.probes:
         assert references.cache is not None
         past = references.cache.first(probe.start)
@@ -164,25 +166,6 @@ def _fed(
         kept.append(feeder.feed(tokens[start : start + chunk], planned_length)[wanted])
         start += chunk
     return np.concatenate(kept)
-
-
-def _part(block: BlockReference, positions: Ints) -> BlockReference:
-    """The rows of `block` at `positions`, with errors still relative to the block's scale."""
-    index = np.searchsorted(block.positions, positions)
-    return BlockReference(
-        positions=positions,
-        logits=block.logits[index],
-        own_table=None if block.own_table is None else _some(block.own_table, index),
-        unmodified=None if block.unmodified is None else _some(block.unmodified, index),
-        peers={name: _some(errors, index) for name, errors in block.peers.items()},
-        scale=block.scale,
-        unquantised=None if block.unquantised is None else block.unquantised[index],
-        quantisation=None if block.quantisation is None else _some(block.quantisation, index),
-    )
-
-
-def _some(errors: RowErrors, index: Ints) -> RowErrors:
-    return RowErrors(scale=errors.scale, maximum=errors.maximum[index], mean=errors.mean[index])
 
 
 def _largest(errors: RowErrors | None, first: int, last: int) -> float | None:

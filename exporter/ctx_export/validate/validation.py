@@ -36,6 +36,7 @@ _CPU = "CPUExecutionProvider"
 _CACHE_COPIES = 3
 # With unrotated keys also the rotated ones, and float64 copies of a layer.
 _PAIRWISE_COPIES = 6
+_WORDS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ def run(
         rows=compared.rows,
         problems=compared.problems,
         **_table_errors(manifest, references),
-        skipped=(*skipped, *_undecided(references)),
+        skipped=(*skipped, *_undecided(references, rules, found)),
         quantisation=_quantisation(manifest, compared),
         engine=section,
         file=_file_check(manifest),
@@ -162,10 +163,19 @@ def _quantisation(manifest: Manifest, compared: Compared) -> QuantisationSection
     return QuantisationSection(dtype=manifest.cache_dtype, max_error=largest, mean_error=mean)
 
 
-def _undecided(references: References) -> tuple[str, ...]:
-    """What was left out because float32 cannot tell which blocks score best."""
-    count = references.undecided
-    return (f"{count} rows whose best blocks score alike in float32",) if count else ()
+def _undecided(
+    references: References, rules: dict[str, Rule], engine: _Engine | None
+) -> tuple[str, ...]:
+    """What was left out because rounding decides which blocks score best."""
+    compared = [rules["ort"].precision]
+    if engine is not None and engine.missing is None:
+        compared.append(rules["engine"].precision)
+    counts = {name: references.computed_in(name).undecided for name in dict.fromkeys(compared)}
+    return tuple(
+        f"{count} rows whose best blocks score alike in {_WORDS[name]}"
+        for name, count in counts.items()
+        if count
+    )
 
 
 def _references(
