@@ -14,18 +14,22 @@ Floats = NDArray[np.float32]
 
 # Scores nearer than so many roundings of their size may be ranked either way.
 _ROUNDINGS = 32
-# In float32 an undecided choice seldom turns: where at most this share of the tokens before a row
-# is undecided, the row is compared. In low precision each may turn, and all that follow read it.
+# Scores of equal keys, such as those of landmark tokens in a model's first layer: nothing but
+# rounding tells them apart.
+_EQUAL = 1e-9
+# In float32 other close choices seldom turn: rows are compared where at most this share of the
+# tokens before them has one.
 _SHARE = 0.05
 _SEED = 20230525
 
 
 def decided(margins: NDArray[np.float64], precision: str) -> NDArray[np.bool_]:
-    """Which tokens [N] of a forward compute the same however `precision` rounds; `margins` [N] are
-    those of `LandmarkAttention`, in order."""
-    undecided = margins <= _ROUNDINGS * UNIT_ROUNDOFF[precision]
-    share = undecided.cumsum() / np.arange(1, len(undecided) + 1)
-    return ~undecided & (share <= (_SHARE if precision == "fp32" else 0.0))
+    """Which tokens [N] of a forward compute the same however `precision` rounds: they and those
+    that they read chose clearly. `margins` [N] are those of `LandmarkAttention`, in order."""
+    close = margins <= _ROUNDINGS * UNIT_ROUNDOFF[precision]
+    turned = margins <= _EQUAL if precision == "fp32" else close
+    share = close.cumsum() / np.arange(1, len(close) + 1)
+    return ~close & (share <= _SHARE) & ~np.logical_or.accumulate(turned)
 
 
 def clear_keys(keys: Floats, cache: CacheInfo, precision: str) -> Floats:
@@ -43,7 +47,7 @@ def clear_keys(keys: Floats, cache: CacheInfo, precision: str) -> Floats:
         return keys
     generator = np.random.default_rng(_SEED)
     spread = np.sqrt(np.square(keys).mean(axis=2, keepdims=True))
-    direction = spread * generator.choice(np.float32([-1, 1]), spread.shape)
+    direction = spread * generator.choice(np.array([-1, 1], np.float32), spread.shape)
     size = np.zeros(candidates, np.float32)
     # Apart from each other, because a block that becomes a candidate may take one's place.
     steps = np.linspace(1, 1.5, rule.topk, dtype=np.float32)

@@ -349,7 +349,7 @@ def _synthetic(
 
 def _measured(model: PairwiseReference, call: _Call, peers: Sequence[str]) -> BlockReference:
     """The reference of one call, without the rows whose choice of blocks rounding to float32 can
-    turn, where nothing says which of two is right, and those that mostly read such tokens."""
+    turn, where nothing says which of two is right, and those that read such tokens."""
     logits = call.run(model)
     margins = model.margins()
     if not margins.ndim:
