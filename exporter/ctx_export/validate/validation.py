@@ -16,6 +16,7 @@ from ctx_export.core.manifest import BOUNDED, MODEL_NAME, Manifest
 from ctx_export.core.model_spec import UNKNOWN_FAMILY
 from ctx_export.core.plan import describe_caches
 from ctx_export.core.progress import Progress, SilentProgress
+from ctx_export.core.rules import Landmark
 from ctx_export.inspection.package import cache_bytes as package_cache_bytes
 from ctx_export.runtime.slots import held_tokens
 from ctx_export.validate.compare import Rule
@@ -80,7 +81,9 @@ def run(
     memory = reference_memory(checkpoint)
     peers = _peers(rules, found)
     settings = _settings(manifest, checkpoint, peers, by_layer=memory.by_layer)
-    budget = default_budget(parameters(checkpoint)) if budget is None else budget
+    if budget is None:
+        most = default_budget(parameters(checkpoint))
+        budget = _clear_prefill(manifest, peers, most)
     plan, skipped = _affordable(manifest, budget, memory.room)
     references = _references(settings, plan, progress)
     progress.stage("comparing onnxruntime")
@@ -153,6 +156,14 @@ def _file_check(manifest: Manifest) -> FileSection | None:
 def _has_other_weights(manifest: Manifest) -> bool:
     """Whether the package's weights are an ONNX file's quantised ones, and PyTorch's are not."""
     return manifest.source is not None and bool(manifest.source.get("quantised_weights"))
+
+
+def _clear_prefill(manifest: Manifest, peers: tuple[str, ...], most: int) -> int:
+    """Tokens of the full prefill, at most `most`: where choices of blocks turn, nothing after the
+    first is compared, and farther positions are probed instead."""
+    rules = [cache.parameters for cache in manifest.layers]
+    turns = any(isinstance(rule, Landmark) and (peers or rule.token is not None) for rule in rules)
+    return min(most, 2 * int(manifest.model["original_context"])) if turns else most
 
 
 def _quantisation(manifest: Manifest, compared: Compared) -> QuantisationSection | None:

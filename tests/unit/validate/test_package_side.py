@@ -15,6 +15,7 @@ from ctx_export.validate import positions
 from ctx_export.validate.compare import RowErrors, Rule, row_errors
 from ctx_export.validate.package_side import (
     Feeder,
+    _Table,
     chunked,
     compare_session,
     decoded,
@@ -216,3 +217,26 @@ def test_an_error_is_told_where_it_is(feeder):
     singles = [row for row in compared.rows if not row.passed and not row.is_range]
     assert [row.max_error for row in singles] == pytest.approx([1000.0 / scale] * 3, rel=1e-12)
     assert singles[0].mean_error == pytest.approx(1000.0 / scale / VOCAB, rel=1e-12)
+
+
+def test_rows_that_a_precision_does_not_decide_neither_fail_nor_excuse():
+    """Row 1 reads other blocks here, row 2 in PyTorch's fp16."""
+    logits = np.ones((4, 4), np.float32)
+    peer = logits + np.array([[1e-3], [1e-3], [0.5], [1e-3]], np.float32)
+    whole = BlockReference(
+        positions=np.arange(10, 14),
+        logits=logits,
+        own_table=None,
+        unmodified=None,
+        peers={"fp16": row_errors(peer, logits)},
+        scale=1.0,
+        undecided=1,
+        decided={"fp16": np.array([True, False, False, True])},
+    )
+    assert whole.computed_in("fp32") is whole
+    block = whole.computed_in("fp16")
+    assert (block.positions.tolist(), block.undecided) == ([10, 13], 3)
+    table = _Table(ValidationPlan(prefill=20, positions=(10,), probes=()), Rule.of("fp16", None))
+    table.add("prefill", block, logits[[0, 3]] + np.float32(2e-3))
+    assert all(row.passed for row in table.rows)
+    assert [row.limit for row in table.rows] == pytest.approx([2e-3 + 2.0**-11] * 2, rel=1e-3)
