@@ -284,6 +284,31 @@ def test_validation_passes_what_is_right_and_finds_what_is_not(lab, case, tmp_pa
         assert not validation.run(broken, lab.checkpoint, budget=160).passed, name
 
 
+@pytest.mark.parametrize(
+    ("precision", "word", "token"),
+    [("fp16", "float16", None), ("fp16", "float16", MARK), ("fp32", "float32", MARK)],
+)
+def test_choices_that_rounding_turns_are_left_out_and_widen_no_limit(
+    precision, word, token, tmp_path
+):
+    """Equal keys of landmark tokens, or half of the rows' scores, close in float16."""
+    checkpoint = tiny.save(tmp_path / "checkpoint", seed=2)
+    given = {**options("landmark 7"), **SCALED, "landmark_token": token, "sinks": 0, "window": 9}
+    source = tiny.source(checkpoint, precision)
+    package = tiny.export(source, tmp_path / "package", max_chunk=CHUNK, **given)
+    report = validation.run(package, checkpoint, budget=160)
+    assert report.passed, report.lines()
+    (left_out,) = report.skipped
+    assert left_out.endswith(f"rows whose best blocks score alike in {word}")
+    assert max(row.limit for row in report.rows) < 0.02
+    probes = {row.position for row in report.rows if row.how == "probe"}
+    assert probes if precision == "fp16" else {256, TARGET - 16} <= probes
+    one_attribute("topk", -1)(tiny.copy(package, tmp_path / "broken"))
+    broken = validation.run(tmp_path / "broken", checkpoint, budget=160)
+    assert not broken.passed
+    assert any(not row.passed for row in broken.rows if row.how == "probe")
+
+
 # Learned sinks and windows of their own; caps; layers without positions; one projection of q, k
 # and v, of which half turns.
 FAMILIES = ("gpt_oss", "gemma2", "smollm3", "phi3")

@@ -7,6 +7,7 @@ rows compared together (one prefill, or one probe).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ QUANTISATION_SHARE = 0.25  # of the largest change, beside the limit there is wi
 QUANTISATION_MEAN_SHARE = 0.15  # of the mean change, in float32 and beside this much:
 FLOAT32_MEAN_TOLERANCE = 1e-4
 # Unit roundoff, half a unit in the last place of 1: what rounding the logits alone can cost.
-UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,10 @@ class RowErrors:
         """(largest maximum, mean of means) of the rows first … last, both included."""
         rows = slice(first, last + 1)
         return float(self.maximum[rows].max()), float(self.mean[rows].mean())
+
+    def part(self, rows: NDArray[Any]) -> RowErrors:
+        """Those of `rows`, indices or [R] bools."""
+        return RowErrors(scale=self.scale, maximum=self.maximum[rows], mean=self.mean[rows])
 
 
 def logit_scale(reference: Floats) -> float:

@@ -27,11 +27,6 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-# Scores nearer than this share of the largest may be in either order, by precision.
-_CHOICE_MARGIN = {"fp16": 2.0**-8, "bf16": 2.0**-5}
-_TURNED_SHARE, _TURNED_ROWS = 0.02, 2  # of a block's rows at most, whichever is more
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
     """Rows of the table and what else went wrong, a line each."""
@@ -39,7 +34,6 @@ class Compared:
     rows: tuple[Row, ...]
     problems: tuple[str, ...]
     loss: tuple[float, float] | None = None  # (maximum, mean) error against unquantised caches
-    undecided: int = 0  # rows left out, where the precision cannot tell which blocks are chosen
 
 
 def compare_session(
@@ -51,6 +45,7 @@ def compare_session(
 ) -> Compared:
     """Feed the plan's tokens to a session of one sequence and judge the logits by `rule`."""
     table = _Table(plan, rule)
+    references = references.computed_in(rule.precision)
     tokens, block = references.tokens, references.prefill
     total = 2 * plan.prefill + sum(probe.tokens for probe in plan.probes)
     if _decodes_anew(session):
@@ -62,19 +57,15 @@ def compare_session(
     block = references.decode or references.prefill
     positions, logits = _decoded(feeder, plan, tokens)
     kept = np.isin(positions, block.positions)
-    table.add("decode", _part(block, positions[kept]), logits[kept])
+    decoded_rows = np.searchsorted(block.positions, positions[kept])
+    table.add("decode", block.part(decoded_rows), logits[kept])
     for probe, expected in references.probes:
         assert references.cache is not None
         past = references.cache.first(probe.start)
         ids = references.probe_tokens[: probe.tokens]
         logits = probed(feeder, past, ids)[expected.positions - probe.start]
         table.add("probe", expected, logits)
-    return Compared(
-        rows=tuple(table.rows),
-        problems=tuple(table.problems),
-        loss=table.loss,
-        undecided=table.undecided,
-    )
+    return Compared(rows=tuple(table.rows), problems=tuple(table.problems), loss=table.loss)
 
 
 class Feeder:
@@ -177,26 +168,6 @@ def _fed(
     return np.concatenate(kept)
 
 
-def _part(block: BlockReference, positions: Ints) -> BlockReference:
-    """The rows of `block` at `positions`, with errors still relative to the block's scale."""
-    index = np.searchsorted(block.positions, positions)
-    return BlockReference(
-        positions=positions,
-        logits=block.logits[index],
-        own_table=None if block.own_table is None else _some(block.own_table, index),
-        unmodified=None if block.unmodified is None else _some(block.unmodified, index),
-        peers={name: _some(errors, index) for name, errors in block.peers.items()},
-        scale=block.scale,
-        unquantised=None if block.unquantised is None else block.unquantised[index],
-        quantisation=None if block.quantisation is None else _some(block.quantisation, index),
-        margins=None if block.margins is None else block.margins[index],
-    )
-
-
-def _some(errors: RowErrors, index: Ints) -> RowErrors:
-    return RowErrors(scale=errors.scale, maximum=errors.maximum[index], mean=errors.mean[index])
-
-
 def _largest(errors: RowErrors | None, first: int, last: int) -> float | None:
     return None if errors is None else errors.at(first, last)[0]
 
@@ -209,18 +180,12 @@ class _Table:
         self._rule = rule
         self.rows: list[Row] = []
         self.problems: list[str] = []
-        self.undecided = 0
         self._losses: list[RowErrors] = []
 
     def add(self, how: str, block: BlockReference, logits: Floats) -> None:
         if not len(block.positions):
             return
         errors = row_errors(logits, block.logits, block.scale)
-        turned = self._turned(block, errors)
-        if turned.any():
-            self.undecided += int(turned.sum())
-            block, logits = _part(block, block.positions[~turned]), logits[~turned]
-            errors = row_errors(logits, block.logits, block.scale)
         # Behind a probe's synthetic cache only its own few tokens are rounded.
         if block.unquantised is not None and how != "probe":
             self._losses.append(row_errors(logits, block.unquantised, block.scale))
@@ -230,18 +195,6 @@ class _Table:
             self._row(how, block, errors, int(index), int(index))
         if len(block.positions) > 1:
             self._row(how, block, errors, 0, len(block.positions) - 1)
-
-    def _turned(self, block: BlockReference, errors: RowErrors) -> NDArray[np.bool_]:
-        """Rows [R] that read other blocks than PyTorch's because a low precision cannot tell which
-        score best. They are few, or something else is wrong: then none is excused."""
-        none = np.zeros(len(block.positions), np.bool_)
-        smallest = _CHOICE_MARGIN.get(self._rule.precision)
-        if block.margins is None or smallest is None or not self._rule.needs_peer:
-            return none
-        limit = self._rule.limit(block.peers.get(self._rule.precision))
-        turned = (errors.maximum > limit) & (block.margins <= smallest)
-        most = max(_TURNED_ROWS, _TURNED_SHARE * len(turned))
-        return turned if turned.sum() <= most else none
 
     @property
     def loss(self) -> tuple[float, float] | None:

@@ -33,7 +33,7 @@ class LandmarkAttention(Attention):
 
     `margins` holds, per query of the last call [N], by how much its closest choice was decided:
     the least score chosen less the largest one that was not, relative to the largest score of
-    that query; infinite where nothing was left out.
+    that query or to what one usually is, if that is more; infinite where nothing was left out.
     """
 
     choosing: Choosing
@@ -102,7 +102,8 @@ class _Sequence:
             np.arange(self._count)[None] < lowest[:, None],
         )
         open_ = np.arange(self._count)[None] < candidates[:, None]
-        chosen, margins = self._chosen(scores * how.scaling, open_)
+        usual = self._usual(queries, table) * how.scaling
+        chosen, margins = self._chosen(scores * how.scaling, open_, usual)
         logits = self._products(
             queries,
             self._keys,
@@ -161,14 +162,24 @@ class _Sequence:
             both.append(turned[0] @ turned[1][:, None].mT)
         return torch.where(torch.from_numpy(is_far), both[1], both[0])
 
-    def _chosen(self, scores: Any, candidates: NDArray[np.bool_]) -> tuple[Any, Doubles]:
+    def _usual(self, queries: Any, table: tuple[Doubles, float]) -> Any:
+        """About how large the largest q·representative is, [Hkv,G,Q]: those of random directions
+        have that deviation."""
+        keys = self._representatives.abs().square().sum(dim=-1).sqrt().amax(dim=-1)
+        sizes = queries.abs().square().sum(dim=-1).sqrt()
+        return sizes * keys[:, None, None] * table[1] ** 2 / self._attention.heads.head_dim**0.5
+
+    def _chosen(
+        self, scores: Any, candidates: NDArray[np.bool_], usual: Any
+    ) -> tuple[Any, Doubles]:
         """Which blocks are read [Hkv,G,Q,n] and the margin of every query [Q]: the best by score,
-        of equals the first."""
+        of equals the first. `usual` [Hkv,G,Q] is the least that margins are relative to."""
         import torch
 
         topk = self._rule.topk
         if self._rule.shared:
             scores = scores.sum(dim=1, keepdim=True).expand_as(scores)
+            usual = usual.sum(dim=1, keepdim=True)
         allowed = torch.from_numpy(candidates)
         scores = scores.masked_fill(~allowed, -torch.inf)
         margins = np.full(scores.shape[2], np.inf)
@@ -178,7 +189,8 @@ class _Sequence:
         chosen = torch.zeros_like(scores, dtype=torch.bool)
         chosen.scatter_(-1, order[..., :topk], True)
         gap = ranked[..., topk - 1] - ranked[..., topk]
-        largest = scores.masked_fill(~allowed, 0).abs().amax(dim=-1).clamp_min(1e-30)
+        largest = scores.masked_fill(~allowed, 0).abs().amax(dim=-1)
+        largest = largest.maximum(usual).clamp_min(1e-30)
         relative = torch.where(ranked[..., topk].isinf(), torch.inf, gap / largest)
         return chosen & allowed, relative.amin(dim=(0, 1)).numpy()
 

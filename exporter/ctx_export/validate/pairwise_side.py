@@ -15,6 +15,7 @@ from ctx_export.core.manifest import BOUNDED, CacheInfo, Manifest
 from ctx_export.core.progress import Progress
 from ctx_export.runtime.landmarks import LandmarkTokens, fed_tokens
 from ctx_export.runtime.slots import held_tokens
+from ctx_export.validate.choices import clear_keys, decided
 from ctx_export.validate.compare import RowErrors, logit_scale, row_errors
 from ctx_export.validate.pairwise import PairwiseReference, Past
 from ctx_export.validate.positions import (
@@ -50,13 +51,6 @@ from ctx_export.validate.visibility import rule_of
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-
-
-# Scores nearer than this share of the largest are equal in float32.
-_UNDECIDED = 2e-6
-# Where more than this share of the tokens before a row is undecided, what the row reads is, too:
-# landmark tokens' keys are all the same in a model's first layer.
-_UNDECIDED_SHARE = 0.05
 
 
 def needs_pairs(manifest: Manifest) -> bool:
@@ -166,6 +160,7 @@ class SyntheticPast:
     rows: Cache  # [1,Hkv,P,D] per layer
     heads: tuple[Heads, ...]  # per layer
     tables: tuple[tuple[NDArray[np.float64], float], ...]  # per layer, of rotated keys
+    precision: str  # of the numbers
     numbers: tuple[CacheNumbers, ...] | None = None  # that a quantised cache holds them as
     landmarks: LandmarkTokens | None = None  # that the model is fed between those of a text
 
@@ -176,6 +171,10 @@ class SyntheticPast:
         keys, values = (
             tuple(array[:, :, :count] for array, count in zip(arrays, kept, strict=True))
             for arrays in (self.rows.keys, self.rows.values)
+        )
+        keys = tuple(
+            clear_keys(key, cache, self.precision)
+            for key, cache in zip(keys, self.caches, strict=True)
         )
         if self.numbers is not None:
             keys, values = self._as_held(keys, values, tokens)
@@ -222,7 +221,7 @@ def pairwise_logits(
     calls = _calls(settings, plan, tokens, model.vocab, past)
     runs = 1 + (settings.numbers is not None)
     model.watch(counter(progress, runs * len(calls) * model.layers))
-    blocks = [_measured(model, call) for call in calls]
+    blocks = [_measured(model, call, settings.peers) for call in calls]
     if settings.numbers is not None:
         model.hold(None)
         blocks = [block.beside(call.run(model)) for block, call in zip(blocks, calls, strict=True)]
@@ -342,30 +341,29 @@ def _synthetic(
             settings.layer_table(layer)(settings.scaling.target)
             for layer in range(len(settings.caches))
         ),
+        precision=settings.weights,
         numbers=settings.numbers,
         landmarks=settings.landmarks,
     )
 
 
-def _measured(model: PairwiseReference, call: _Call) -> BlockReference:
+def _measured(model: PairwiseReference, call: _Call, peers: Sequence[str]) -> BlockReference:
     """The reference of one call, without the rows whose choice of blocks rounding to float32 can
-    turn, where nothing says which of two is right, and those that mostly read such tokens."""
+    turn, where nothing says which of two is right, and those that read such tokens."""
     logits = call.run(model)
     margins = model.margins()
     if not margins.ndim:
         margins = np.broadcast_to(margins, int(call.rows.max()) + 1)
-    undecided = margins <= _UNDECIDED
-    share = undecided.cumsum() / np.arange(1, len(undecided) + 1)
-    decided = (~undecided & (share <= _UNDECIDED_SHARE))[call.rows]
+    clear = decided(margins, "fp32")[call.rows]
     return BlockReference(
-        positions=call.positions[decided],
-        logits=logits[decided],
+        positions=call.positions[clear],
+        logits=logits[clear],
         own_table=None,
         unmodified=None,
         peers={},
         scale=logit_scale(logits),
-        undecided=int((~decided).sum()),
-        margins=margins[call.rows][decided] if np.isfinite(margins).any() else None,
+        undecided=int((~clear).sum()),
+        decided={name: decided(margins, name)[call.rows][clear] for name in peers},
     )
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,15 +68,40 @@ class BlockReference:
     scale: float
     unquantised: Floats | None = None
     quantisation: RowErrors | None = None  # what quantising changes in PyTorch's own logits
-    undecided: int = 0  # rows left out, where float32 cannot tell which blocks are chosen
-    # By how much each row's choice of blocks is decided [R], a share of its largest score; None
-    # where none is made.
-    margins: NDArray[np.float64] | None = None
+    # Rows left out, where rounding to float32 decides which blocks are chosen; and in each lower
+    # precision, which rows [R] are compared there.
+    undecided: int = 0
+    decided: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def beside(self, unquantised: Floats) -> BlockReference:
         """The same with the logits over unquantised caches."""
         errors = row_errors(unquantised, self.logits, self.scale)
         return replace(self, unquantised=unquantised, quantisation=errors)
+
+    def part(self, rows: NDArray[Any]) -> BlockReference:
+        """`rows` of it, indices or [R] bools, with errors still relative to the whole scale."""
+        return replace(
+            self,
+            positions=self.positions[rows],
+            logits=self.logits[rows],
+            own_table=_some(self.own_table, rows),
+            unmodified=_some(self.unmodified, rows),
+            peers={name: errors.part(rows) for name, errors in self.peers.items()},
+            unquantised=None if self.unquantised is None else self.unquantised[rows],
+            quantisation=_some(self.quantisation, rows),
+            decided={name: kept[rows] for name, kept in self.decided.items()},
+        )
+
+    def computed_in(self, precision: str) -> BlockReference:
+        """The rows that say how right a computation in `precision` is."""
+        kept = self.decided.get(precision)
+        if kept is None:
+            return self
+        return replace(self.part(kept), undecided=self.undecided + int((~kept).sum()))
+
+
+def _some(errors: RowErrors | None, rows: NDArray[Any]) -> RowErrors | None:
+    return None if errors is None else errors.part(rows)
 
 
 class CacheSource(Protocol):
@@ -111,6 +136,20 @@ class References:
         """Rows left out of all blocks."""
         given = (self.prefill, self.chunks, self.decode, *(block for _, block in self.probes))
         return sum(block.undecided for block in given if block is not None)
+
+    def computed_in(self, precision: str) -> References:
+        """The rows that say how right a computation in `precision` is."""
+        chunks, decode = (
+            None if block is None else block.computed_in(precision)
+            for block in (self.chunks, self.decode)
+        )
+        return replace(
+            self,
+            prefill=self.prefill.computed_in(precision),
+            chunks=chunks,
+            decode=decode,
+            probes=tuple((probe, block.computed_in(precision)) for probe, block in self.probes),
+        )
 
 
 def random_tokens(count: int, vocab: int) -> Ints:

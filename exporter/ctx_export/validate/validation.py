@@ -16,6 +16,7 @@ from ctx_export.core.manifest import BOUNDED, MODEL_NAME, Manifest
 from ctx_export.core.model_spec import UNKNOWN_FAMILY
 from ctx_export.core.plan import describe_caches
 from ctx_export.core.progress import Progress, SilentProgress
+from ctx_export.core.rules import Landmark
 from ctx_export.inspection.package import cache_bytes as package_cache_bytes
 from ctx_export.runtime.slots import held_tokens
 from ctx_export.validate.compare import Rule
@@ -36,6 +37,7 @@ _CPU = "CPUExecutionProvider"
 _CACHE_COPIES = 3
 # With unrotated keys also the rotated ones, and float64 copies of a layer.
 _PAIRWISE_COPIES = 6
+_WORDS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,9 @@ def run(
     memory = reference_memory(checkpoint)
     peers = _peers(rules, found)
     settings = _settings(manifest, checkpoint, peers, by_layer=memory.by_layer)
-    budget = default_budget(parameters(checkpoint)) if budget is None else budget
+    if budget is None:
+        most = default_budget(parameters(checkpoint))
+        budget = _clear_prefill(manifest, peers, most)
     plan, skipped = _affordable(manifest, budget, memory.room)
     references = _references(settings, plan, progress)
     progress.stage("comparing onnxruntime")
@@ -95,7 +99,7 @@ def run(
         rows=compared.rows,
         problems=compared.problems,
         **_table_errors(manifest, references),
-        skipped=(*skipped, *_undecided(references, compared, rules["ort"])),
+        skipped=(*skipped, *_undecided(references, rules, found)),
         quantisation=_quantisation(manifest, compared),
         engine=section,
         file=_file_check(manifest),
@@ -154,6 +158,14 @@ def _has_other_weights(manifest: Manifest) -> bool:
     return manifest.source is not None and bool(manifest.source.get("quantised_weights"))
 
 
+def _clear_prefill(manifest: Manifest, peers: tuple[str, ...], most: int) -> int:
+    """Tokens of the full prefill, at most `most`: where choices of blocks turn, nothing after the
+    first is compared, and farther positions are probed instead."""
+    rules = [cache.parameters for cache in manifest.layers]
+    turns = any(isinstance(rule, Landmark) and (peers or rule.token is not None) for rule in rules)
+    return min(most, 2 * int(manifest.model["original_context"])) if turns else most
+
+
 def _quantisation(manifest: Manifest, compared: Compared) -> QuantisationSection | None:
     """What the package's quantised cache costs."""
     if compared.loss is None:
@@ -162,12 +174,17 @@ def _quantisation(manifest: Manifest, compared: Compared) -> QuantisationSection
     return QuantisationSection(dtype=manifest.cache_dtype, max_error=largest, mean_error=mean)
 
 
-def _undecided(references: References, compared: Compared, rule: Rule) -> tuple[str, ...]:
+def _undecided(
+    references: References, rules: dict[str, Rule], engine: _Engine | None
+) -> tuple[str, ...]:
     """What was left out because rounding decides which blocks score best."""
-    counts = {"float32": references.undecided, rule.precision: compared.undecided}
+    compared = [rules["ort"].precision]
+    if engine is not None and engine.missing is None:
+        compared.append(rules["engine"].precision)
+    counts = {name: references.computed_in(name).undecided for name in dict.fromkeys(compared)}
     return tuple(
-        f"{count} rows whose best blocks score alike in {precision}"
-        for precision, count in counts.items()
+        f"{count} rows whose best blocks score alike in {_WORDS[name]}"
+        for name, count in counts.items()
         if count
     )
 

@@ -219,42 +219,24 @@ def test_an_error_is_told_where_it_is(feeder):
     assert singles[0].mean_error == pytest.approx(1000.0 / scale / VOCAB, rel=1e-12)
 
 
-def chosen(margins: list[float], peer: float) -> BlockReference:
-    """A block of rows whose blocks were chosen by these margins, with PyTorch's error in fp16."""
-    rows = len(margins)
-    logits = np.ones((rows, 4), np.float32)
-    errors = row_errors((logits + np.float32(peer)).astype(np.float32), logits)
-    return BlockReference(
-        positions=np.arange(rows),
+def test_rows_that_a_precision_does_not_decide_neither_fail_nor_excuse():
+    """Row 1 reads other blocks here, row 2 in PyTorch's fp16."""
+    logits = np.ones((4, 4), np.float32)
+    peer = logits + np.array([[1e-3], [1e-3], [0.5], [1e-3]], np.float32)
+    whole = BlockReference(
+        positions=np.arange(10, 14),
         logits=logits,
         own_table=None,
         unmodified=None,
-        peers={"fp16": errors},
+        peers={"fp16": row_errors(peer, logits)},
         scale=1.0,
-        margins=np.array(margins),
+        undecided=1,
+        decided={"fp16": np.array([True, False, False, True])},
     )
-
-
-@pytest.mark.parametrize(
-    ("margins", "wrong", "precision", "failing", "left_out"),
-    [
-        # One row reads another block, which its margin allows in fp16 and not in fp32.
-        ([1.0, 1e-4, 1.0, 1.0], [1], "fp16", False, 1),
-        ([1.0, 1e-4, 1.0, 1.0], [1], "fp32", True, 0),
-        # It does not: something else is wrong with it.
-        ([1.0, 0.5, 1.0, 1.0], [1], "fp16", True, 0),
-        # Too many to be the precision's doing.
-        ([1e-4] * 4, [0, 1, 2], "fp16", True, 0),
-    ],
-)
-def test_a_choice_that_rounding_turns_is_left_out_and_counted(
-    margins, wrong, precision, failing, left_out
-):
-    block = chosen(margins, peer=1e-3)
-    logits = block.logits.copy()
-    logits[wrong] += 0.5
-    plan = ValidationPlan(prefill=4, positions=(0,), probes=())
-    table = _Table(plan, Rule.of(precision, None))
-    table.add("prefill", block, logits)
-    assert table.undecided == left_out
-    assert any(not row.passed for row in table.rows) == failing
+    assert whole.computed_in("fp32") is whole
+    block = whole.computed_in("fp16")
+    assert (block.positions.tolist(), block.undecided) == ([10, 13], 3)
+    table = _Table(ValidationPlan(prefill=20, positions=(10,), probes=()), Rule.of("fp16", None))
+    table.add("prefill", block, logits[[0, 3]] + np.float32(2e-3))
+    assert all(row.passed for row in table.rows)
+    assert [row.limit for row in table.rows] == pytest.approx([2e-3 + 2.0**-11] * 2, rel=1e-3)

@@ -150,7 +150,11 @@ def synthetic(checkpoint: Path, rows: list[int]) -> tuple[SyntheticPast, Cache]:
     heads, _ = PairwiseReference(checkpoint, [causal] * 2, table).heads
     layers = len(CACHES)
     past = SyntheticPast(
-        caches=CACHES, rows=given, heads=(heads,) * layers, tables=(table(1),) * layers
+        caches=CACHES,
+        rows=given,
+        heads=(heads,) * layers,
+        tables=(table(1),) * layers,
+        precision="fp32",
     )
     return past, given
 
