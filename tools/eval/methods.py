@@ -36,8 +36,7 @@ from tools.eval.pass_keys import is_found, questions
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SCORED = 256  # tokens at the end of a window
 _CHUNK = 256  # tokens of a call
-# Sinks at the far end of what was trained are sinks that this model does not know: of the 256
-# positions some are left out.
+# Chosen for this model: they leave some of its 256 positions out.
 _WINDOW = 200
 _LANDMARK = {"cache": "landmark", "window": 60, "landmark_block": 8, "landmark_topk": 12}
 # The options of an export to `length` tokens.
