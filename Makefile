@@ -26,7 +26,7 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the pinned dependencies into $(VENV) (several minutes the first time)"
-	$(PIP) install -c constraints.txt -C wheel.cmake=false -e '.[export,rtx,dev]'
+	$(PIP) install -c constraints.txt -C wheel.cmake=false -e '.[export,eval,sweep,rtx,dev]'
 	@touch $@
 
 $(LIBRARY): $(PLUGIN_SOURCES) | $(INSTALLED)
