@@ -26,10 +26,10 @@ import numpy as np
 
 from ctx_export.cli.common import terminal_progress
 from ctx_export.core.progress import Progress
+from ctx_export.evaluation.scoring import Ints
 from ctx_export.runtime.session import Session, open_session
 from tools.bench.measure import machine, numbers, spread
 from tools.bench.packages import export_packages
-from tools.bench.perplexity import Ints
 
 SINKS = 4
 _RING_CHUNK = 16  # tokens of a call that fills the ring, which has C + 15 slots for it

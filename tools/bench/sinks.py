@@ -27,17 +27,17 @@ import numpy as np
 
 from ctx_export.cli.common import Size, terminal_progress
 from ctx_export.core.progress import Progress
-from ctx_export.runtime.session import Session, open_session
-from tools.bench.measure import machine, numbers
-from tools.bench.packages import export_packages
-from tools.bench.perplexity import (
+from ctx_export.evaluation.scoring import (
     Doubles,
     Ints,
     Perplexity,
-    heldout_tokens,
     losses,
     mean_and_error,
 )
+from ctx_export.runtime.session import Session, open_session
+from tools.bench.measure import machine, numbers
+from tools.bench.packages import export_packages
+from tools.bench.perplexity import heldout_tokens
 
 _RECOMPUTATION = "recomputation"
 _FED = 256  # tokens of one feed

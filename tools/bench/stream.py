@@ -36,10 +36,11 @@ from numpy.typing import NDArray
 
 from ctx_export.cli.common import Size, terminal_progress
 from ctx_export.core.progress import Progress
+from ctx_export.evaluation.scoring import Doubles, Ints, Perplexity, losses
 from ctx_export.runtime.session import Session, open_session
 from tools.bench.measure import machine, own_memory, spread
 from tools.bench.packages import export_packages
-from tools.bench.perplexity import Doubles, Ints, Perplexity, heldout_tokens, losses
+from tools.bench.perplexity import heldout_tokens
 
 PARTS = 10
 _LEAD = 8  # caches of tokens; more than one per layer, through which earlier text reaches on

@@ -27,10 +27,11 @@ import numpy as np
 from ctx_export.cli.common import terminal_progress
 from ctx_export.core.progress import Progress
 from ctx_export.core.sizes import format_size, parse_size
+from ctx_export.evaluation.scoring import Ints, Perplexity, losses
 from ctx_export.runtime.session import Session, open_session
 from tools.bench.measure import machine
 from tools.bench.packages import export_packages
-from tools.bench.perplexity import Ints, Perplexity, bos_token, heldout_tokens, losses
+from tools.bench.perplexity import bos_token, heldout_tokens
 from tools.eval.pass_keys import is_found, questions
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ctx_export import demo
+from ctx_export.evaluation.scoring import Ints
 from ctx_export.runtime.session import Session
-from tools.bench.perplexity import Ints, bos_token
+from tools.bench.perplexity import bos_token
 
 _ASKED = "\nWhat is the pass key? The pass key is"
 _DIGITS = 5

@@ -41,7 +41,7 @@ else:
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-class Command(click.Command):
+class _Boundary(click.Command):
     """A click command whose `main` is the error boundary of DESIGN.md.
 
     UserError and wrong usage print one line and exit 2, ValidationFailed exits 1, Ctrl-C exits
@@ -66,9 +66,9 @@ class Command(click.Command):
         except ValidationFailed as error:
             _fail(str(error), EXIT_VALIDATION_FAILED)
         except click.ClickException as error:
-            _fail(
-                f"{error.format_message().rstrip('.')} (see {self.name} --help)", EXIT_USER_ERROR
-            )
+            context = getattr(error, "ctx", None)
+            where = self.name if context is None else context.command_path
+            _fail(f"{error.format_message().rstrip('.')} (see {where} --help)", EXIT_USER_ERROR)
         except click.Abort:
             _fail("interrupted", EXIT_INTERRUPTED)
         except OSError as error:
@@ -79,6 +79,14 @@ class Command(click.Command):
             _fail(f"{error.strerror}{place}: {_MENDABLE[error.errno]}", EXIT_USER_ERROR)
         # Not standalone, click returns the code of ctx.exit(), which --help and --version call.
         sys.exit(result if isinstance(result, int) else 0)
+
+
+class Command(_Boundary):
+    """A command of its own."""
+
+
+class Group(_Boundary, click.Group):
+    """A command of several, `ctx-name what …`."""
 
 
 class Size(_IntType):
@@ -104,6 +112,20 @@ def command(name: str) -> Callable[[Callable[..., Any]], Command]:
             name, cls=Command, context_settings={"help_option_names": ["-h", "--help"]}
         )(_version_option(function))
         assert isinstance(made, Command)
+        return made
+
+    return decorate
+
+
+def group(name: str) -> Callable[[Callable[..., Any]], Group]:
+    """Decorator: the function becomes the group `name` with `--version` and `--help`; its commands
+    are added with `@NAME.command(...)`."""
+
+    def decorate(function: Callable[..., Any]) -> Group:
+        made = click.group(
+            name, cls=Group, context_settings={"help_option_names": ["-h", "--help"]}
+        )(_version_option(function))
+        assert isinstance(made, Group)
         return made
 
     return decorate

@@ -53,6 +53,18 @@ class TextCodec:
             ids.insert(0, self._bos)
         return ids
 
+    def plain(self, text: str) -> list[int]:
+        """Token ids of `text` with nothing put in front or behind."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @property
+    def beginning(self) -> list[int]:
+        """What `encode` puts in front of every text: BOS where the model has one."""
+        whole, bare = self.encode("."), self.plain(".")
+        places = range(len(whole) - len(bare) + 1)
+        return next((whole[:at] for at in places if whole[at : at + len(bare)] == bare), [])
+
     def decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text

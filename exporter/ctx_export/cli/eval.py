@@ -1,0 +1,297 @@
+"""`ctx-eval`: perplexity, needles in a haystack, and the smallest factor that holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ctx_export.cli.common import (
+    Decorated,
+    Size,
+    echo_json,
+    group,
+    json_option,
+    terminal_progress,
+)
+from ctx_export.cli.run import BACKENDS
+from ctx_export.core.errors import UserError
+from ctx_export.core.sizes import parse_size
+
+_TEXT = click.Path(path_type=Path)
+
+
+def _sizes(_: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    what = max(param.opts, key=len)
+    return tuple(parse_size(part, what=what) for part in (value or "").split(",") if part.strip())
+
+
+def _shares(_: click.Context, param: click.Parameter, value: str) -> tuple[float, ...]:
+    """Percentages as shares; one number is how many, evenly spread from 0 to 100."""
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        raise UserError(
+            f"--depths is {value!r}: give percentages such as 0,25,50,75,100, or one number of "
+            "depths"
+        ) from None
+    if len(numbers) == 1 and numbers[0] >= 2 and numbers[0] == int(numbers[0]):
+        count = int(numbers[0])
+        return tuple(index / (count - 1) for index in range(count))
+    return tuple(number / 100 for number in numbers)
+
+
+def _running_options(function: Decorated) -> Decorated:
+    """Where packages run and where the report goes."""
+    options: tuple[Callable[[Any], Any], ...] = (
+        click.option(
+            "-o",
+            "--output",
+            "folder",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Directory for the report: JSON, a picture (PNG) and a page (HTML).",
+        ),
+        click.option(
+            "--backend",
+            metavar="NAME",
+            default="ort",
+            show_default=True,
+            help=", ".join(BACKENDS) + ".",
+        ),
+        click.option(
+            "--provider",
+            "providers",
+            multiple=True,
+            metavar="NAME",
+            help="onnxruntime's execution provider, such as CUDAExecutionProvider; may be "
+            "repeated. [default: what there is]",
+        ),
+        click.option("--threads", type=int, help="onnxruntime's threads. [default: all cores]"),
+        json_option,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+_transformers = click.option(
+    "--transformers",
+    "checkpoint",
+    metavar="MODEL",
+    help="Also measure transformers' own model with each package's method: the checkpoint that "
+    "the packages were made from (directory, hub id, or demo).",
+)
+
+
+@group("ctx-eval")
+def main() -> None:
+    """What a package is worth on text, before it is shipped."""
+
+
+@main.command("perplexity")
+@click.argument(
+    "packages", metavar="PACKAGE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--text", required=True, type=_TEXT, help="UTF-8 file to read.")
+@click.option(
+    "--lengths",
+    required=True,
+    callback=_sizes,
+    help="Tokens of a window, such as 1k,4k,16k.",
+)
+@click.option(
+    "--stride",
+    type=Size(),
+    help="Tokens at a window's end that count, and from one window to the next. [default: a "
+    "quarter of the shortest length, at most 256]",
+)
+@click.option(
+    "--windows",
+    type=click.IntRange(min=2),
+    default=16,
+    show_default=True,
+    help="Windows per length, spread over the text where it has more.",
+)
+@_transformers
+@_running_options
+def perplexity(
+    packages: tuple[Path, ...],
+    text: Path,
+    lengths: tuple[int, ...],
+    stride: int | None,
+    windows: int,
+    checkpoint: str | None,
+    folder: Path | None,
+    backend: str,
+    providers: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Perplexity of each PACKAGE on a text, by length and by position.
+
+    The text is read in windows of each length, every one from scratch. The perplexity at a length
+    is that of the windows' last tokens; the page and the JSON tell it by position too, all with
+    one standard error over windows. Methods whose frequencies follow the length take each window
+    at its own length.
+    """
+    from ctx_export.evaluation.perplexity import PerplexitySetting
+    from ctx_export.evaluation.perplexity_run import run
+    from ctx_export.evaluation.subject import Opening
+
+    setting = PerplexitySetting(lengths=lengths, stride=stride, windows=windows)
+    opening = Opening(backend=backend, threads=threads, providers=providers)
+    drawing = _drawing(folder)
+    with terminal_progress() as progress:
+        report = run(packages, text, setting, opening, _located(checkpoint), progress)
+    places = []
+    if drawing:
+        from ctx_export.evaluation.charts import perplexity_chart
+        from ctx_export.evaluation.pages import perplexity_page
+
+        places = drawing(
+            "perplexity",
+            report.to_json(),
+            lambda: perplexity_chart(report),
+            lambda: perplexity_page(report),
+        )
+    _print(report, places, as_json)
+
+
+@main.command("needle")
+@click.argument(
+    "packages", metavar="PACKAGE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--lengths", required=True, callback=_sizes, help="Tokens of a text, such as 1k,4k,16k."
+)
+@click.option(
+    "--depths",
+    default="5",
+    show_default=True,
+    callback=_shares,
+    help="Where the fact lies, in percent, such as 0,50,100; or how many such places.",
+)
+@click.option(
+    "--text", type=_TEXT, help="UTF-8 file to hide facts in. [default: the demo's held-out text]"
+)
+@click.option(
+    "--form",
+    metavar="NAME",
+    default="pass-key",
+    show_default=True,
+    help="pass-key: five digits; natural: where somebody hid something.",
+)
+@click.option(
+    "--needles",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Facts in a text, of which one is asked for.",
+)
+@click.option(
+    "--keys",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Questions per cell of the grid.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Spread the cells over a Dask cluster (tcp://host:8786), or local:N processes. "
+    "[default: this process]",
+)
+@_transformers
+@_running_options
+def needle(
+    packages: tuple[Path, ...],
+    lengths: tuple[int, ...],
+    depths: tuple[float, ...],
+    text: Path | None,
+    form: str,
+    needles: int,
+    keys: int,
+    seed: int,
+    dask: str | None,
+    checkpoint: str | None,
+    folder: Path | None,
+    backend: str,
+    providers: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Whether each PACKAGE finds facts again, by the text's length and the fact's depth.
+
+    A question counts as found if greedy decoding gives the whole answer; the answer's
+    log-probability is told too. With -o, finished cells are kept in the directory as they come:
+    a run that was interrupted goes on where it stopped, and another grid measures only its own
+    cells.
+    """
+    import tempfile
+
+    from ctx_export import demo
+    from ctx_export.evaluation.needle import NeedleSetting
+    from ctx_export.evaluation.needle_run import NeedleRun, run
+    from ctx_export.evaluation.subject import Opening
+    from ctx_export.evaluation.sweep import Spread
+
+    asked = NeedleRun(
+        packages=packages,
+        text=text or demo.path() / "heldout.txt",
+        setting=NeedleSetting(
+            lengths=lengths, depths=depths, form=form, needles=needles, keys=keys, seed=seed
+        ),
+        opening=Opening(backend=backend, threads=threads, providers=providers),
+        checkpoint=_located(checkpoint),
+    )
+    drawing = _drawing(folder)
+    how = None if dask is None else Spread(dask=dask)
+    with tempfile.TemporaryDirectory() as scratch, terminal_progress() as progress:
+        report = run(asked, folder or Path(scratch), how, progress)
+    places = []
+    if drawing:
+        from ctx_export.evaluation.charts import needle_chart
+        from ctx_export.evaluation.pages import needle_page
+
+        places = drawing(
+            "needle",
+            report.to_json(),
+            lambda: needle_chart(report),
+            lambda: needle_page(report),
+        )
+    _print(report, places, as_json)
+
+
+def _located(model: str | None) -> Path | None:
+    from ctx_export.frontends.checkpoint import locate
+
+    return None if model is None else locate(model)
+
+
+def _drawing(folder: Path | None) -> Callable[..., list[Path]] | None:
+    """What writes a report into `folder`, checked before any long work."""
+    if folder is None:
+        return None
+    from functools import partial
+
+    from ctx_export.evaluation.report_files import check_drawing, save
+
+    check_drawing()
+    return partial(save, folder)
+
+
+def _print(report: Any, places: list[Path], as_json: bool) -> None:
+    if as_json:
+        echo_json(report.to_json())
+        return
+    click.echo("\n".join(report.lines()))
+    for place in places:
+        click.echo(f"wrote {place}")
+
+
+if __name__ == "__main__":
+    main()

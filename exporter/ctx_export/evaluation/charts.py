@@ -1,0 +1,101 @@
+"""Pictures: perplexity against length, and heat maps of needles found."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from ctx_export.core.sizes import format_size
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ctx_export.evaluation.needle_run import NeedleReport
+    from ctx_export.evaluation.perplexity import PerplexityReport
+
+# Okabe and Ito's colours, which people of any colour vision tell apart, then line styles.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLES = ("-", "--", ":", "-.")
+HEAT = "cividis"  # of equal steps in lightness, readable in any colour vision and in grey
+
+
+def perplexity_chart(report: PerplexityReport) -> Figure:
+    """Perplexity with a band of one standard error against length, both axes logarithmic."""
+    figure, axes = _figure(8.0, 4.8)
+    for index, name in enumerate(report.subjects):
+        points = report.of(name)
+        lengths = [point.length for point in points]
+        values = [point.perplexity for point in points]
+        colour = COLOURS[index % len(COLOURS)]
+        style = _STYLES[index // len(COLOURS) % len(_STYLES)]
+        axes.plot(lengths, values, style, color=colour, marker="o", markersize=4, label=name)
+        low = [point.perplexity - point.error for point in points]
+        high = [point.perplexity + point.error for point in points]
+        axes.fill_between(lengths, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    shown = sorted({point.length for point in report.points})
+    axes.set_xticks(shown, [format_size(length) for length in shown])
+    axes.set_xlabel("tokens of a window")
+    axes.set_ylabel(f"perplexity of the last {report.setting.scored} tokens")
+    _plain_ticks(axes)
+    axes.grid(True, which="both", linewidth=0.4, alpha=0.5)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _plain_ticks(axes: Any) -> None:
+    """Numbers such as 5 and 20 in place of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def needle_chart(report: NeedleReport) -> Figure:
+    """A heat map per subject: share found by depth and length."""
+    import numpy as np
+
+    subjects = report.subjects
+    lengths = sorted({cell.length for cell in report.cells})
+    depths = sorted({cell.depth for cell in report.cells})
+    figure, panels = _figure(
+        2.4 + 0.75 * len(lengths), len(subjects) * (1.1 + 0.36 * len(depths)), rows=len(subjects)
+    )
+    panels = np.atleast_1d(panels)
+    for axes, name in zip(panels, subjects, strict=True):
+        found = {(cell.depth, cell.length): cell.found for cell in report.of(name)}
+        shares = np.array([[found[(depth, length)] for length in lengths] for depth in depths])
+        image = axes.imshow(shares, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
+        for row, column in np.ndindex(*shares.shape):
+            share = float(shares[row, column])
+            ink = "black" if share > 0.5 else "white"
+            axes.text(
+                column, row, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=8
+            )
+        axes.set_xticks(range(len(lengths)), [format_size(length) for length in lengths])
+        axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f} %" for depth in depths])
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.set_ylabel("depth")
+    panels[-1].set_xlabel("tokens")
+    figure.colorbar(image, ax=list(panels), label="share found", shrink=0.8)
+    return figure
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an SVG element, the same text for the same figure."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "ctx-export", "svg.fonttype": "none"}):
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, 1)

@@ -1,0 +1,63 @@
+"""Losses of tokens under logits, and means with their standard errors. All in nats, float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def losses(logits: Floats, targets: Ints) -> Doubles:
+    """Negative log-likelihood of `targets` [N] under `logits` [N,V]."""
+    wide = logits.astype(np.float64)
+    peak = wide.max(axis=1)
+    total = np.log(np.exp(wide - peak[:, None]).sum(axis=1)) + peak
+    found: Doubles = total - wide[np.arange(len(targets)), targets]
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Of every scored token [N]: its loss, and whether it was the likeliest one."""
+
+    losses: Doubles
+    likeliest: Bools
+
+    @classmethod
+    def of(cls, logits: Floats, targets: Ints) -> Scores:
+        """From the logits [N,V] before each of `targets` [N]."""
+        return cls(losses=losses(logits, targets), likeliest=logits.argmax(axis=1) == targets)
+
+    @classmethod
+    def joined(cls, parts: list[Scores]) -> Scores:
+        return cls(
+            losses=np.concatenate([part.losses for part in parts]),
+            likeliest=np.concatenate([part.likeliest for part in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perplexity:
+    """exp of a mean loss. `error` is one standard error, taken over the blocks that the mean is
+    of: neighbouring tokens depend on each other, blocks hardly do."""
+
+    value: float
+    error: float
+
+    @classmethod
+    def of(cls, block_means: Doubles) -> Perplexity:
+        """From the mean losses [M] of blocks of equally many tokens; M of at least 2."""
+        mean, error = mean_and_error(block_means)
+        value = float(np.exp(mean))
+        return cls(value=value, error=value * error)
+
+
+def mean_and_error(values: Doubles) -> tuple[float, float]:
+    """Mean of at least two values and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
