@@ -198,8 +198,23 @@ def _log_to_stderr() -> None:
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(_Lines())
+        handler.addFilter(_Once())
         logger.addHandler(handler)
         logger.propagate = False
+
+
+class _Once(logging.Filter):
+    """Lets every message through once: a command that opens many packages says it for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in self._told
+        self._told.add(text)
+        return new
 
 
 class _Lines(logging.Formatter):

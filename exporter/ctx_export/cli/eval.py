@@ -17,7 +17,7 @@ from ctx_export.cli.common import (
     terminal_progress,
 )
 from ctx_export.cli.run import BACKENDS
-from ctx_export.core.errors import UserError
+from ctx_export.core.errors import UserError, ValidationFailed
 from ctx_export.core.sizes import parse_size
 
 _TEXT = click.Path(path_type=Path)
@@ -42,6 +42,21 @@ def _shares(_: click.Context, param: click.Parameter, value: str) -> tuple[float
         count = int(numbers[0])
         return tuple(index / (count - 1) for index in range(count))
     return tuple(number / 100 for number in numbers)
+
+
+def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (value or "").split(",") if part.strip())
+
+
+def _numbers(_: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...]:
+    parts = _names(_, param, value)
+    try:
+        numbers = tuple(float(part) for part in parts)
+    except ValueError:
+        numbers = (0.0,)
+    if any(number < 1 for number in numbers):
+        raise UserError(f"{param.opts[0]} is {value!r}: give numbers of at least 1 such as 2,4,8")
+    return numbers
 
 
 def _running_options(function: Decorated) -> Decorated:
@@ -264,6 +279,100 @@ def needle(
             lambda: needle_page(report),
         )
     _print(report, places, as_json)
+
+
+@main.command("advise")
+@click.argument("model", required=False, default="demo")
+@click.option("--target", type=Size(), required=True, help="Tokens that are wanted, such as 128k.")
+@click.option("--text", required=True, type=_TEXT, help="UTF-8 file like what will be read.")
+@click.option(
+    "--methods",
+    callback=_names,
+    help="Methods and cache policies to try, separated by commas. [default: the usual ones]",
+)
+@click.option(
+    "--factors",
+    callback=_numbers,
+    help="Factors to try, such as 2,4,8. [default: five around target / trained length]",
+)
+@click.option(
+    "--worse",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Percent by which perplexity may lie above the model's own, short and long.",
+)
+@click.option(
+    "--keys-found",
+    type=click.FloatRange(0, 100),
+    default=90.0,
+    show_default=True,
+    help="Percent of the pass keys that the model itself finds, which must be found.",
+)
+@click.option(
+    "--windows",
+    type=click.IntRange(min=2),
+    default=16,
+    show_default=True,
+    help="Windows of text per length.",
+)
+@click.option(
+    "--keys",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Pass keys per depth, at five depths.",
+)
+@_running_options
+def advise(
+    model: str,
+    target: int,
+    text: Path,
+    methods: tuple[str, ...],
+    factors: tuple[float, ...],
+    worse: float,
+    keys_found: float,
+    windows: int,
+    keys: int,
+    folder: Path | None,
+    backend: str,
+    providers: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Which method and factor make MODEL hold at a target, measured on text and pass keys.
+
+    Every candidate is exported, measured at the trained length and at the target, and removed.
+    Of each scaling method factors are tried from the smallest on until one holds; the smallest
+    factor of all that hold is advised. -o also writes recipe.yaml for ctx-export. Exits with 1
+    where nothing holds.
+    """
+    import tempfile
+
+    from ctx_export.evaluation.advise import POLICIES, SCALING, AdviseSetting, Limits
+    from ctx_export.evaluation.advise_run import advise as run
+    from ctx_export.evaluation.subject import Opening
+
+    setting = AdviseSetting(
+        target=target,
+        factors=factors,
+        windows=windows,
+        keys=keys,
+        limits=Limits(perplexity=worse / 100, keys=keys_found / 100),
+        methods=methods or SCALING + POLICIES,
+    )
+    opening = Opening(backend=backend, threads=threads, providers=providers)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=".advise.", dir=folder) as scratch,
+        terminal_progress() as progress,
+    ):
+        found = run(model, text, Path(scratch), setting, opening, progress)
+    places = [] if folder is None else found.save(folder)
+    _print(found, places, as_json)
+    if found.best is None:
+        raise ValidationFailed(f"nothing holds at {target} tokens")
 
 
 def _located(model: str | None) -> Path | None:

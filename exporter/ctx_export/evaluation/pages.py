@@ -68,7 +68,7 @@ def needle_page(report: NeedleReport) -> str:
         },
         lengths=[format_size(length) for length in lengths],
         maps=maps,
-        scale=[(f"{share:.0%}", _colour(share)) for share in (0, 0.25, 0.5, 0.75, 1)],
+        scale=[(f"{share:.0%}", _colour(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
     )
 
 

@@ -1,9 +1,10 @@
 """Perplexity against length: sliding windows, by the position of the token that is predicted.
 
-A text is cut into windows of each length that begin `stride` tokens apart, each read from scratch
+A text is cut into windows of each length that end `stride` tokens apart, each read from scratch
 with the model's beginning (BOS) in front. The perplexity at a length is that of the windows' last
 `stride` tokens, which all have nearly the whole window before them (sliding evaluation, Press et
-al., arXiv 2012.15832, as YaRN's tables do); the others are reported by position.
+al., arXiv 2012.15832, as YaRN's tables do); the others are reported by position. Windows of all
+lengths end at the same places: the same tokens are scored, with more or less before them.
 """
 
 from __future__ import annotations
@@ -117,24 +118,26 @@ class PerplexityReport:
         return rows
 
 
-def windows(ids: Ints, codec: Codec, length: int, setting: PerplexitySetting) -> list[Ints]:
-    """Windows of `length` tokens, beginning included, `setting.scored` apart; at most as many as
-    the setting says, spread evenly.
+def windows(ids: Ints, codec: Codec, setting: PerplexitySetting) -> dict[int, list[Ints]]:
+    """Windows by length, beginning included: those of all lengths end at the same tokens,
+    `setting.scored` apart, at most as many as the setting says, spread evenly.
 
-    Raises UserError for a text that is too short for two of them.
+    Raises UserError for a text that is too short for two of the longest.
     """
-    room = length - len(codec.beginning)
-    step = setting.scored
-    starts = np.arange(0, len(ids) - room + 1, step)
-    if len(starts) < 2:
+    longest, step = max(setting.lengths), setting.scored
+    begun = len(codec.beginning)
+    ends = np.arange(longest - begun, len(ids) + 1, step)
+    if len(ends) < 2:
         raise UserError(
-            f"the text has {len(ids)} tokens, and two windows of {length} need {room + step}: "
-            "give a longer text, or smaller --lengths"
+            f"the text has {len(ids)} tokens, and two windows of {longest} need "
+            f"{longest - begun + step}: give a longer text, or smaller --lengths"
         )
-    if len(starts) > setting.windows:
-        chosen = np.linspace(0, len(starts) - 1, setting.windows).round().astype(int)
-        starts = starts[chosen]
-    return [codec.begun(ids[start : start + room]) for start in starts]
+    if len(ends) > setting.windows:
+        ends = ends[np.linspace(0, len(ends) - 1, setting.windows).round().astype(int)]
+    return {
+        length: [codec.begun(ids[end - length + begun : end]) for end in ends]
+        for length in sorted(set(setting.lengths))
+    }
 
 
 def measure(
@@ -149,17 +152,16 @@ def measure(
     Raises UserError for lengths beyond a subject's limit or the text.
     """
     progress = progress or SilentProgress()
-    lengths = sorted(set(setting.lengths))
-    check_lengths(lengths, [(subject.name, subject.limit) for subject in subjects])
-    wanted = {length: windows(ids, codec, length, setting) for length in lengths}
-    total = sum(length * len(wanted[length]) for length in lengths)
+    check_lengths(setting.lengths, [(subject.name, subject.limit) for subject in subjects])
+    wanted = windows(ids, codec, setting)
+    total = sum(length * len(cut) for length, cut in wanted.items())
     points = []
     for subject in subjects:
         progress.stage(subject.name)
         done = 0
-        for length in lengths:
+        for length, cut in wanted.items():
             rows = []
-            for window in wanted[length]:
+            for window in cut:
                 rows.append(subject.score(window, 1).losses)
                 done += length
                 progress.update(done, total)
