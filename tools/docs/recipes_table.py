@@ -30,7 +30,9 @@ come from. The plans below are made from what the publishers' config.json files 
 `recipes/models/` with where each was checked, so no weights were read: none of these models was
 exported or evaluated for this page. *KV cache* is the memory of one sequence at full capacity,
 *weights* that of all parameters in the precision of the package. *endless* caches are of fixed
-size and take a text of any length; *as-trained* means that no scaling is added.
+size and take a text of any length; *as-trained* means that no scaling is added. What an edge
+recipe sums up is a run's memory: the export before it, with PyTorch's check, the calibration of an
+8-bit cache and TensorRT's build, takes more.
 """
 _DEMO = """
 The bundled demo model's recipes, which run anywhere, are in `recipes/demo/`.
