@@ -103,6 +103,14 @@ def test_numbers_of_the_comment_are_the_plan_s(path):
     assert set(re.findall(r"ultiplier of (\d\.\d+)", comment)) <= {multiplier}
 
 
+@pytest.mark.parametrize("path", PUBLIC, ids=name)
+def test_a_factor_of_the_comment_is_the_plan_s(path):
+    plan = entry(path).plan
+    for factor, over in re.findall(r"factor (\d+) over (?:the )?(\d+)", entry(path).comment):
+        assert float(factor) == plan.factor
+        assert int(over) == plan.original_context
+
+
 def assert_same_tables(made: Shipped, *, checkpoint: Recipe) -> None:
     """The recipe's frequencies are those that the checkpoint's own settings give."""
     own = make_plan(made.plan.spec, checkpoint)
