@@ -7,8 +7,6 @@ import pytest
 from ctx_export.core.errors import UserError
 from ctx_export.core.recipe import Recipe, build_recipe
 
-REPOSITORY = Path(__file__).parents[3]
-
 
 @pytest.fixture
 def recipe_file(tmp_path):
@@ -251,21 +249,3 @@ def test_default_output_says_what_it_is(values, name, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert Recipe(**values).default_output() == Path(name)
-
-
-RECIPES = sorted((REPOSITORY / "recipes").glob("*/*.yaml"))
-
-
-def test_there_are_recipes():
-    assert len(RECIPES) >= 4
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_shipped_recipes_load_and_open_with_their_command(path):
-    recipe = build_recipe({}, file=path)
-    first = path.read_text().splitlines()[0]
-    assert first.startswith("# ctx-export ")
-    assert f"--recipe recipes/{path.parent.name}/{path.name}" in first
-    method, _, length = path.stem.rpartition("-")
-    assert recipe.method in (method, None)
-    assert recipe.default_output().name.endswith(f"-{length}")
