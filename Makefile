@@ -36,7 +36,7 @@ demo: setup
 	$(BIN)/python -m tools.demo.run
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

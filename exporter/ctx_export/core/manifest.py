@@ -157,7 +157,7 @@ class Manifest:
         path = Path(directory) / FILE_NAME
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{directory} is not a package: it has no {FILE_NAME}; make one with ctx-export"
             ) from None
