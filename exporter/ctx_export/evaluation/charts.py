@@ -60,27 +60,35 @@ def needle_chart(report: NeedleReport) -> Figure:
     subjects = report.subjects
     lengths = sorted({cell.length for cell in report.cells})
     depths = sorted({cell.depth for cell in report.cells})
-    figure, panels = _figure(
-        2.4 + 0.75 * len(lengths), len(subjects) * (1.1 + 0.36 * len(depths)), rows=len(subjects)
-    )
-    panels = np.atleast_1d(panels)
-    for axes, name in zip(panels, subjects, strict=True):
+    columns = 1 if len(subjects) <= 2 else 2 if len(subjects) <= 6 else 3
+    rows = -(-len(subjects) // columns)
+    width, height = 1.4 + 0.62 * len(lengths), 0.9 + 0.34 * len(depths)
+    figure, grid = _figure(columns * width + 1.2, rows * height + 0.4, rows, columns)
+    panels = np.atleast_1d(grid).ravel()
+    for axes in panels[len(subjects) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels, subjects, strict=False):
         found = {(cell.depth, cell.length): cell.found for cell in report.of(name)}
         shares = np.array([[found[(depth, length)] for length in lengths] for depth in depths])
         image = axes.imshow(shares, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
-        for row, column in np.ndindex(*shares.shape):
-            share = float(shares[row, column])
-            ink = "black" if share > 0.5 else "white"
-            axes.text(
-                column, row, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=8
-            )
+        _write_shares(axes, shares)
         axes.set_xticks(range(len(lengths)), [format_size(length) for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f} %" for depth in depths])
-        axes.set_title(name, fontsize=10, loc="left")
-        axes.set_ylabel("depth")
-    panels[-1].set_xlabel("tokens")
-    figure.colorbar(image, ax=list(panels), label="share found", shrink=0.8)
+        axes.tick_params(labelsize=8)
+        axes.set_title(name, fontsize=9, loc="left")
+    figure.supxlabel("tokens", fontsize=9)
+    figure.supylabel("depth", fontsize=9)
+    figure.colorbar(image, ax=list(panels), label="share found", shrink=0.6)
     return figure
+
+
+def _write_shares(axes: Any, shares: Any) -> None:
+    """Percentages into the cells, in an ink that can be read there."""
+    for row, shown in enumerate(shares):
+        for column, share in enumerate(shown):
+            ink = "black" if share > 0.5 else "white"
+            text = f"{100 * share:.0f}"
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=7)
 
 
 def svg(figure: Figure) -> str:
@@ -94,8 +102,8 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, Any]:
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, 1)
+    return figure, figure.subplots(rows, columns)

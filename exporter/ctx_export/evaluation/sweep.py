@@ -21,6 +21,7 @@ class Spread:
     processes here. Paths must mean the same on every worker."""
 
     dask: str
+    timeout: float = 10.0  # seconds to wait for a scheduler
 
     @property
     def processes(self) -> int | None:
@@ -68,7 +69,7 @@ def _client(how: Spread) -> Iterator[Any]:
             yield client
         return
     try:
-        client = Client(how.dask, timeout=10)
+        client = Client(how.dask, timeout=how.timeout)
     except (OSError, ValueError) as error:
         raise UserError(
             f"dask scheduler {how.dask} cannot be reached: {error}; start one with dask scheduler"

@@ -23,4 +23,4 @@ def test_a_number_of_processes_is_needed(text):
 
 def test_a_scheduler_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="cannot be reached"):
-        list(spread(str, [1], Spread(dask="tcp://127.0.0.1:1")))
+        list(spread(str, [1], Spread(dask="tcp://127.0.0.1:1", timeout=0.2)))
