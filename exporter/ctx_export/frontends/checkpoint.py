@@ -99,17 +99,27 @@ def read_checkpoint(directory: Path) -> Checkpoint:
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory."""
     path = directory / "config.json"
+    if not path.exists():
+        raise UserError(f"{directory} has no config.json: it is not a checkpoint")
+    return read_config_file(path)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """A file that holds what config.json does."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{directory} has no config.json: it is not a checkpoint") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object")
+    return respelled(config)
+
+
+def respelled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with older families' keys under the names that most families use, too."""
     stated = {key: value for key, value in config.items() if value is not None}
-    respelled = {_SPELLINGS.get(key, key): value for key, value in stated.items()}
-    return {**config, **respelled, **stated}
+    usual = {_SPELLINGS.get(key, key): value for key, value in stated.items()}
+    return {**config, **usual, **stated}
 
 
 def _stored_precision(config: Mapping[str, Any], tensors: Mapping[str, TensorLocation]) -> str:
