@@ -21,7 +21,7 @@ from ctx_export.frontends.layer_kinds import layer_types, rotating_layers
 from ctx_export.frontends.refusals import check_supported
 from ctx_export.frontends.shards import Tensor, TensorLocation, read_shards
 
-_PRECISION_OF = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+PRECISION_OF = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # Older families' spellings of the keys that every decoder has.
 _SPELLINGS = {
     "n_layer": "num_hidden_layers",
@@ -133,7 +133,7 @@ def _stored_precision(config: Mapping[str, Any], tensors: Mapping[str, TensorLoc
     if not by_bytes:
         found = sorted({t.dtype for t in tensors.values()})
         raise UserError(f"weights are of type {found}: only F32, F16 and BF16 can be exported")
-    stated = _PRECISION_OF.get(str(config.get("dtype") or config.get("torch_dtype")))
+    stated = PRECISION_OF.get(str(config.get("dtype") or config.get("torch_dtype")))
     return stated if stated in by_bytes else max(by_bytes, key=lambda key: by_bytes[key])
 
 

@@ -132,7 +132,9 @@ def _mixture(experts: Experts, config: Config, spec: ModelSpec) -> _Layer:
 
 
 def _is_sparse(experts: Experts | None, config: Config, layer: int) -> bool:
-    return experts is not None and bool(config.get(experts.count)) and experts.sparse(config, layer)
+    if experts is None or not config.get(experts.count):
+        return False
+    return experts.sparse(config, layer)
 
 
 def _width(family: Family, config: Config, spec: ModelSpec) -> tuple[int, bool]:

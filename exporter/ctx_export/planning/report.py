@@ -1,0 +1,136 @@
+"""All figures of every method side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+from ctx_export.core.errors import UserError
+from ctx_export.core.plan import Plan, make_plan
+from ctx_export.core.recipe import Recipe
+from ctx_export.planning.devices import Budget
+from ctx_export.planning.fit import Candidate, Fit
+from ctx_export.planning.kv_cache import KvCache, kv_cache
+from ctx_export.planning.memory import Memory, memory
+from ctx_export.planning.methods import Planned, Question, plan_methods
+from ctx_export.planning.source import PlanSource, read_source
+from ctx_export.planning.weights import Weights, package_weights
+from ctx_export.planning.work import Decode, Prefill, decode, prefill
+
+RESERVE = 0.1  # share of a budget that is kept free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What a package of one plan needs and does."""
+
+    plan: Plan
+    kv: KvCache
+    memory: Memory
+    prefill: Prefill
+    decode: Decode
+    fits: tuple[Fit, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One method: its figures, or why it refuses."""
+
+    name: str
+    cache: str | None
+    figures: Figures | None
+    refusal: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A model at a target; `weights` are those of a package."""
+
+    source: PlanSource
+    target: int
+    max_batch: int
+    precision: str
+    kv_cache_dtype: str
+    weights: Weights
+    budgets: tuple[Budget, ...]
+    reserve: float
+    rows: tuple[Row, ...]
+
+
+def plan_report(
+    model: str | None,
+    question: Question,
+    budgets: tuple[Budget, ...] = (),
+    reserve: float = RESERVE,
+) -> Report:
+    """Plan every method in question for `model`, by default the recipe file's.
+
+    Raises UserError for a model that cannot be read or exported, for options that no method can
+    work with, and for a reserve that leaves nothing.
+    """
+    if not 0 <= reserve < 1:
+        raise UserError(f"reserve is {reserve:g}: give the share of memory to keep free, 0 to 0.9")
+    shared = question.recipe()
+    source = read_source(model or shared.model, shared.precision)
+    spec = source.spec
+    target = shared.target or spec.max_position_embeddings
+    precision = shared.precision or spec.precision
+    weights = package_weights(source.parameters, source.stored, spec.precision, precision)
+    rows = tuple(
+        _row(source, weights, planned, target, budgets, reserve)
+        for planned in plan_methods(spec, question, target)
+    )
+    return Report(
+        source=source,
+        target=target,
+        max_batch=shared.max_batch,
+        precision=precision,
+        kv_cache_dtype=shared.kv_cache_dtype,
+        weights=weights,
+        budgets=budgets,
+        reserve=reserve,
+        rows=rows,
+    )
+
+
+def _row(
+    source: PlanSource,
+    weights: Weights,
+    planned: Planned,
+    target: int,
+    budgets: tuple[Budget, ...],
+    reserve: float,
+) -> Row:
+    figures = None
+    if planned.plan is not None and planned.recipe is not None:
+        candidate = _candidate(source, weights, planned.plan, planned.recipe, target)
+        plan, kv = planned.plan, kv_cache(planned.plan)
+        figures = Figures(
+            plan=plan,
+            kv=kv,
+            memory=candidate.memory(plan, plan.max_batch),
+            prefill=prefill(plan, kv, source.parameters, weights, target),
+            decode=decode(plan, kv, source.parameters, weights, target),
+            fits=tuple(candidate.fit(budget, reserve) for budget in budgets),
+        )
+    return Row(
+        name=planned.name, cache=planned.cache, figures=figures, refusal=planned.refusal
+    )
+
+
+def _candidate(
+    source: PlanSource, weights: Weights, plan: Plan, recipe: Recipe, target: int
+) -> Candidate:
+    """`plan` and those for other targets, each made once for all budgets."""
+
+    @cache
+    def replan(other: int) -> Plan:
+        return make_plan(source.spec, replace(recipe, target=other))
+
+    def sized(plan: Plan, batch: int) -> Memory:
+        return memory(plan, source.parameters, weights, batch)
+
+    shortest = max(plan.original_context, recipe.max_chunk or 1)
+    return Candidate(
+        plan=plan, target=target, shortest=shortest, replan=replan, memory=sized
+    )
