@@ -47,6 +47,10 @@ class Budget:
         """What is left where the share `reserve` is kept free."""
         return int(self.memory_bytes * (1 - reserve))
 
+    def milliseconds(self, count: int) -> float | None:
+        """The least time in which `count` bytes can pass, None where no bandwidth is known."""
+        return None if self.bandwidth is None else 1e3 * count / self.bandwidth
+
 
 @cache
 def devices() -> tuple[Device, ...]:
@@ -97,6 +101,15 @@ def parse_memory(text: str) -> int:
         if size >= 1:
             return size
     raise UserError(f"memory {text!r} is not a size: write for example 8GB, 7.5GiB or 8589934592")
+
+
+def parse_share(text: str) -> float:
+    """The share that `10%` or `0.1` names; raises UserError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
+    share = float(match[1]) / (100 if match[2] else 1) if match else 1.0
+    if share >= 1:
+        raise UserError(f"reserve {text!r} is not a share below all: write for example 10% or 0.1")
+    return share
 
 
 def _plain(name: Any) -> str:

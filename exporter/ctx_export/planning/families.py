@@ -224,9 +224,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": replace(
         _BIASED,
         query_key_norm=_HEAD_NORM,
-        experts=Experts(
-            count="num_experts", width="moe_intermediate_size", sparse=_sparse_steps
-        ),
+        experts=Experts(count="num_experts", width="moe_intermediate_size", sparse=_sparse_steps),
     ),
     "smollm3": replace(_LLAMA, tied=True),
     "stablelm": Family(

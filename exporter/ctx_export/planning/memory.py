@@ -49,16 +49,9 @@ class Memory:
 
 def memory(plan: Plan, parameters: Parameters, weights: Weights, batch: int) -> Memory:
     """Memory of a package of `plan` for `batch` sequences at once."""
-    kv, spec = kv_cache(plan), plan.spec
-    call = CallShape(
-        batch=batch,
-        rows=plan.max_chunk,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-    )
+    kv, call = kv_cache(plan), largest_call(plan, batch)
     element = ELEMENT_BYTES[DTYPE_OF[plan.precision]]
-    numbers = plan.max_chunk * parameters.widest + spec.vocab
+    numbers = plan.max_chunk * parameters.widest + plan.spec.vocab
     return Memory(
         weights=weights.bytes,
         sequence=kv.sequence_bytes,
@@ -68,6 +61,17 @@ def memory(plan: Plan, parameters: Parameters, weights: Weights, batch: int) -> 
         activations=batch * numbers * element,
         growing=batch * kv.largest_growing,
         possible=all(call.fits(kind.cache.capacity) for kind in kv.kinds),
+    )
+
+
+def largest_call(plan: Plan, batch: int) -> CallShape:
+    """The largest call of a plugin layer in a package of `plan` for `batch` sequences."""
+    return CallShape(
+        batch=batch,
+        rows=plan.max_chunk,
+        heads=plan.spec.heads,
+        kv_heads=plan.spec.kv_heads,
+        head_dim=plan.spec.head_dim,
     )
 
 

@@ -73,6 +73,9 @@ def _recipes(question: Question) -> list[tuple[str, Callable[[], Recipe]]]:
         return lambda: build_recipe(given, file=question.file, settings=question.settings)
 
     if question.methods:
+        for name in question.methods:
+            if cache.find(name) is None:
+                scaling.find(name)  # refuses an unknown name for all
         return [
             (name, build({**question.given, "method": name}))
             for name in dict.fromkeys(question.methods)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -11,11 +12,12 @@ from ctx_export.core.recipe import Recipe
 from ctx_export.planning.devices import Budget
 from ctx_export.planning.fit import Candidate, Fit
 from ctx_export.planning.kv_cache import KvCache, kv_cache
-from ctx_export.planning.memory import Memory, memory
+from ctx_export.planning.memory import Memory, largest_call, memory
 from ctx_export.planning.methods import Planned, Question, plan_methods
 from ctx_export.planning.source import PlanSource, read_source
 from ctx_export.planning.weights import Weights, package_weights
 from ctx_export.planning.work import Decode, Prefill, decode, prefill
+from ctx_export.planning.workspace import CallShape
 
 RESERVE = 0.1  # share of a budget that is kept free
 
@@ -30,6 +32,11 @@ class Figures:
     prefill: Prefill
     decode: Decode
     fits: tuple[Fit, ...]
+
+    @property
+    def call(self) -> CallShape:
+        """The largest call of a plugin layer."""
+        return largest_call(self.plan, self.plan.max_batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +63,16 @@ class Report:
     reserve: float
     rows: tuple[Row, ...]
 
+    @property
+    def figures(self) -> tuple[Figures, ...]:
+        """Of the methods that can be planned."""
+        return tuple(row.figures for row in self.rows if row.figures is not None)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the figures leave out, in words."""
+        return tuple(_notes(self))
+
 
 def plan_report(
     model: str | None,
@@ -66,10 +83,10 @@ def plan_report(
     """Plan every method in question for `model`, by default the recipe file's.
 
     Raises UserError for a model that cannot be read or exported, for options that no method can
-    work with, and for a reserve that leaves nothing.
+    work with, among them a target that every one refuses for the same reason.
     """
     if not 0 <= reserve < 1:
-        raise UserError(f"reserve is {reserve:g}: give the share of memory to keep free, 0 to 0.9")
+        raise ValueError(f"reserve is {reserve:g}: it is a share of memory, at least 0, below 1")
     shared = question.recipe()
     source = read_source(model or shared.model, shared.precision)
     spec = source.spec
@@ -80,6 +97,9 @@ def plan_report(
         _row(source, weights, planned, target, budgets, reserve)
         for planned in plan_methods(spec, question, target)
     )
+    reasons = {row.refusal for row in rows}
+    if len(reasons) == 1 and (reason := reasons.pop()) is not None:
+        raise UserError(reason)
     return Report(
         source=source,
         target=target,
@@ -113,9 +133,7 @@ def _row(
             decode=decode(plan, kv, source.parameters, weights, target),
             fits=tuple(candidate.fit(budget, reserve) for budget in budgets),
         )
-    return Row(
-        name=planned.name, cache=planned.cache, figures=figures, refusal=planned.refusal
-    )
+    return Row(name=planned.name, cache=planned.cache, figures=figures, refusal=planned.refusal)
 
 
 def _candidate(
@@ -131,6 +149,32 @@ def _candidate(
         return memory(plan, source.parameters, weights, batch)
 
     shortest = max(plan.original_context, recipe.max_chunk or 1)
-    return Candidate(
-        plan=plan, target=target, shortest=shortest, replan=replan, memory=sized
-    )
+    return Candidate(plan=plan, target=target, shortest=shortest, replan=replan, memory=sized)
+
+
+def _notes(report: Report) -> Iterator[str]:
+    yield from report.source.notes
+    counted = report.source.parameters
+    if not counted.exact:
+        yield (
+            f"the weights of family {report.source.spec.family} are estimated as llama's would be:"
+            " operations and activations, and without shards bytes, too"
+        )
+    if counted.has_experts:
+        share = counted.matrices / counted.active_matrices
+        yield (
+            f"all experts compute every token, {share:.3g} times the weight operations of the "
+            "chosen ones, and all are read; the chosen ones' figures are in --json"
+        )
+    if any(f.decode.most_cache_bytes > f.decode.cache_bytes for f in report.figures):
+        yield (
+            "landmark: decode bytes are the least, where all heads of a KV head choose the same "
+            "blocks; the most are in --json"
+        )
+    if any(f.kv.dtype == "bfloat16" for f in report.figures):
+        yield (
+            "onnxruntime's CPU provider runs bfloat16 packages as float32, with caches and "
+            "weights of twice these bytes"
+        )
+    if any(budget.shared for budget in report.budgets):
+        yield "a Jetson's memory is also the CPU's: raise --reserve by what runs there"
