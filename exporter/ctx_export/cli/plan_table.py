@@ -36,7 +36,7 @@ def table_lines(report: Report) -> Iterator[str]:
 
 
 def _heading(report: Report) -> Iterator[Heading]:
-    spec, counted = report.source.spec, report.source.parameters
+    spec = report.source.spec
     yield (
         "model",
         f"{report.source.name}: {spec.family}, {spec.layers} layers, {spec.heads} heads on "
@@ -44,7 +44,7 @@ def _heading(report: Report) -> Iterator[Heading]:
     )
     yield (
         "weights",
-        f"{format_bytes(report.weights.bytes)} in {report.precision}, {counted.total} parameters "
+        f"{format_bytes(report.weights.bytes)} in {report.precision}, {report.weights.numbers} parameters "
         f"({report.weights.origin.value})",
     )
     yield (

@@ -69,11 +69,10 @@ def find_devices(name: str) -> tuple[Device, ...]:
             return (device,)
     from ctx_export.scaling._parameters import closest
 
-    every = [word for device in devices() for word in (device.name, *device.aliases)]
-    known = ", ".join(device.name for device in devices())
+    every = [_plain(word) for device in devices() for word in (device.name, *device.aliases)]
+    known = ", ".join((ALL, *(device.name for device in devices())))
     raise UserError(
-        f"unknown device {name!r}{closest(name.lower(), every)}: give --memory, or one of {ALL}, "
-        f"{known}"
+        f"unknown device {name!r}{closest(wanted, every)} (give --memory, or one of {known})"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,7 +14,7 @@ from ctx_export.planning.devices import Budget
 from ctx_export.planning.fit import Candidate, Fit
 from ctx_export.planning.kv_cache import KvCache, kv_cache
 from ctx_export.planning.memory import Memory, largest_call, memory
-from ctx_export.planning.methods import Planned, Question, plan_methods
+from ctx_export.planning.methods import Question, plan_methods
 from ctx_export.planning.source import PlanSource, read_source
 from ctx_export.planning.weights import Weights, package_weights
 from ctx_export.planning.work import Decode, Prefill, decode, prefill
@@ -83,7 +84,7 @@ def plan_report(
     """Plan every method in question for `model`, by default the recipe file's.
 
     Raises UserError for a model that cannot be read or exported, for options that no method can
-    work with, among them a target that every one refuses for the same reason.
+    work with: the reason that most of them give.
     """
     if not 0 <= reserve < 1:
         raise ValueError(f"reserve is {reserve:g}: it is a share of memory, at least 0, below 1")
@@ -93,12 +94,19 @@ def plan_report(
     target = shared.target or spec.max_position_embeddings
     precision = shared.precision or spec.precision
     weights = package_weights(source.parameters, source.stored, spec.precision, precision)
-    rows = tuple(
-        _row(source, weights, planned, target, budgets, reserve)
-        for planned in plan_methods(spec, question, target)
-    )
-    reasons = {row.refusal for row in rows}
-    if len(reasons) == 1 and (reason := reasons.pop()) is not None:
+    rows = []
+    for planned in plan_methods(spec, question, target):
+        figures = None
+        if planned.plan is not None and planned.recipe is not None:
+            candidate = _candidate(source, weights, planned.plan, planned.recipe)
+            fits = tuple(candidate.fit(budget, reserve) for budget in budgets)
+            figures = _figures(source, weights, candidate, fits)
+        rows.append(
+            Row(name=planned.name, cache=planned.cache, figures=figures, refusal=planned.refusal)
+        )
+    reasons = Counter(row.refusal for row in rows)
+    reason, _ = reasons.most_common(1)[0]
+    if reasons[None] == 0 and reason is not None:
         raise UserError(reason)
     return Report(
         source=source,
@@ -109,37 +117,28 @@ def plan_report(
         weights=weights,
         budgets=budgets,
         reserve=reserve,
-        rows=rows,
+        rows=tuple(rows),
     )
 
 
-def _row(
-    source: PlanSource,
-    weights: Weights,
-    planned: Planned,
-    target: int,
-    budgets: tuple[Budget, ...],
-    reserve: float,
-) -> Row:
-    figures = None
-    if planned.plan is not None and planned.recipe is not None:
-        candidate = _candidate(source, weights, planned.plan, planned.recipe, target)
-        plan, kv = planned.plan, kv_cache(planned.plan)
-        figures = Figures(
-            plan=plan,
-            kv=kv,
-            memory=candidate.memory(plan, plan.max_batch),
-            prefill=prefill(plan, kv, source.parameters, weights, target),
-            decode=decode(plan, kv, source.parameters, weights, target),
-            fits=tuple(candidate.fit(budget, reserve) for budget in budgets),
-        )
-    return Row(name=planned.name, cache=planned.cache, figures=figures, refusal=planned.refusal)
+def _figures(
+    source: PlanSource, weights: Weights, candidate: Candidate, fits: tuple[Fit, ...]
+) -> Figures:
+    plan, target = candidate.plan, candidate.target
+    kv = kv_cache(plan)
+    return Figures(
+        plan=plan,
+        kv=kv,
+        memory=candidate.memory(plan, plan.max_batch),
+        prefill=prefill(plan, kv, source.parameters, weights, target),
+        decode=decode(plan, kv, source.parameters, weights, target),
+        fits=fits,
+    )
 
 
-def _candidate(
-    source: PlanSource, weights: Weights, plan: Plan, recipe: Recipe, target: int
-) -> Candidate:
-    """`plan` and those for other targets, each made once for all budgets."""
+def _candidate(source: PlanSource, weights: Weights, plan: Plan, recipe: Recipe) -> Candidate:
+    """`plan` of `recipe` and those for other targets, each made once for all budgets."""
+    assert recipe.target is not None
 
     @cache
     def replan(other: int) -> Plan:
@@ -149,7 +148,9 @@ def _candidate(
         return memory(plan, source.parameters, weights, batch)
 
     shortest = max(plan.original_context, recipe.max_chunk or 1)
-    return Candidate(plan=plan, target=target, shortest=shortest, replan=replan, memory=sized)
+    return Candidate(
+        plan=plan, target=recipe.target, shortest=shortest, replan=replan, memory=sized
+    )
 
 
 def _notes(report: Report) -> Iterator[str]:

@@ -57,6 +57,7 @@ class Weights:
     but the embeddings of other tokens."""
 
     origin: Origin
+    numbers: int  # as the headers have them, else as counted
     bytes: int
     read: int
     read_active: int  # with the chosen experts only, which is not what a package does
@@ -98,15 +99,23 @@ def package_weights(
 ) -> Weights:
     """The weights of a package in `precision` of a checkpoint that is in `own`."""
     size = PRECISION_BYTES[precision]
+    numbers = parameters.total
     if stored is None:
         origin = Origin.COUNTED if parameters.exact else Origin.ESTIMATED
-        total = parameters.total * size
+        total = numbers * size
     else:
         origin = stored.origin
         total = stored.bytes // PRECISION_BYTES[own] * size
         if stored.elements:
-            total = stored.others + size * sum(stored.elements.values())
+            numbers = sum(stored.elements.values())
+            total = stored.others + size * numbers
     unread = 0 if parameters.tied else parameters.embedding * size
     spared = (parameters.matrices - parameters.active_matrices) * size
     read = max(0, total - unread)
-    return Weights(origin=origin, bytes=total, read=read, read_active=max(0, read - spared))
+    return Weights(
+        origin=origin,
+        numbers=numbers,
+        bytes=total,
+        read=read,
+        read_active=max(0, read - spared),
+    )

@@ -70,9 +70,9 @@ def prefill(
     plan: Plan, kv: KvCache, parameters: Parameters, weights: Weights, tokens: int
 ) -> Prefill:
     """What a package of `plan` does to read `tokens` tokens in calls of its max_chunk."""
-    calls = max(-(-_fed(kind.cache, tokens) // plan.max_chunk) for kind in kv.kinds)
-    met_in = {kind: met(kind.cache, Queries.every(_fed(kind.cache, tokens))) for kind in kv.kinds}
     fed = max(_fed(kind.cache, tokens) for kind in kv.kinds)
+    calls = -(-fed // plan.max_chunk)
+    met_in = {kind: met(kind.cache, Queries.every(_fed(kind.cache, tokens))) for kind in kv.kinds}
     moved = sum(
         _moved(kind, _met_by_calls(kind.cache, _fed(kind.cache, tokens), plan.max_chunk))
         + kind.layers * kind.slot_bytes * _fed(kind.cache, tokens)
@@ -82,7 +82,7 @@ def prefill(
         tokens=tokens,
         calls=calls,
         pairs=sum(kind.layers * found.pairs for kind, found in met_in.items()),
-        operations=_operations(plan, parameters, met_in, fed, rows=1),
+        operations=_operations(plan, parameters, met_in, fed),
         weight_bytes=calls * weights.read,
         cache_bytes=moved,
     )
@@ -96,7 +96,7 @@ def decode(
         kind: met(kind.cache, Queries(first=_fed(kind.cache, tokens) - 1)) for kind in kv.kinds
     }
     batch = plan.max_batch
-    each = _operations(plan, parameters, last, 1, rows=1)
+    each = _operations(plan, parameters, last, 1)
     groups = plan.spec.heads // plan.spec.kv_heads
     return Decode(
         tokens=tokens,
@@ -141,14 +141,13 @@ def _most(cache: CacheInfo, found: Met, groups: int) -> Met:
 
 
 def _operations(
-    plan: Plan, parameters: Parameters, found: dict[CacheKind, Met], tokens: int, *, rows: int
+    plan: Plan, parameters: Parameters, found: dict[CacheKind, Met], tokens: int
 ) -> Operations:
-    """Of `tokens` tokens that meet `found`, with the logits of `rows` rows."""
+    """Of `tokens` tokens that meet `found`, with the logits of the last one."""
     width = plan.spec.heads * plan.spec.head_dim
     pairs = sum(kind.layers * (2 * met.pairs + met.scored) for kind, met in found.items())
-    logits = parameters.output * rows
     return Operations(
-        matrices=2 * (parameters.matrices * tokens + logits),
-        active_matrices=2 * (parameters.active_matrices * tokens + logits),
+        matrices=2 * (parameters.matrices * tokens + parameters.output),
+        active_matrices=2 * (parameters.active_matrices * tokens + parameters.output),
         attention=2 * width * pairs,
     )

@@ -36,19 +36,23 @@ class CallShape:
 
     def fits(self, capacity: int) -> bool:
         """Whether the kernels take caches of `capacity` slots at these sizes."""
-        queries = (self.batch, self.heads, self.rows, self.head_dim)
-        return _are_sizes(queries) and _are_sizes(
-            (self.batch, self.kv_heads, capacity, self.head_dim)
-        )
+        keys = (self.batch, self.kv_heads, capacity, self.head_dim)
+        return self.has_queries and _are_sizes(keys)
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether the kernels take queries of these sizes."""
+        return _are_sizes((self.batch, self.heads, self.rows, self.head_dim))
 
 
 def workspace_bytes(cache: CacheInfo, call: CallShape) -> int:
-    """Bytes that the plugin of a layer with that cache asks for; 0 where it asks for none, and
-    where the kernels refuse the sizes."""
-    if not call.fits(cache.capacity):
-        return 0
+    """Bytes that the plugin of a layer with that cache asks for; 0 where it asks for none, which
+    includes sizes out of range."""
     if isinstance(cache.parameters, Landmark):
-        return _landmark(cache, cache.parameters, call)
+        fits = call.fits(cache.capacity)
+        return _landmark(cache, cache.parameters, call) if fits else 0
+    if not call.has_queries or cache.capacity > _MAX_SIZE:
+        return 0
     # The other rules that reach behind a window ask for what a full cache would need.
     own = cache.parameters is None
     window = cache.window if own else 0

@@ -108,11 +108,33 @@ def test_the_formula_is_the_kernels(kernels: Kernels, call: CallShape, capacity:
     assert some  # landmark always asks for some
 
 
-def test_sizes_that_the_kernels_refuse_ask_for_none(kernels: Kernels) -> None:
-    """A tensor of more than 2^37 elements: 8 heads of 128 over 2^27 + 1 slots."""
-    call = CallShape(batch=1, rows=1, heads=64, kv_heads=8, head_dim=128)
+@pytest.mark.parametrize(
+    ("call", "capacity"),
+    [
+        # A cache of more than 2^37 elements: 8 heads of 128 over 2^27 + 1 slots.
+        (CallShape(batch=1, rows=1, heads=64, kv_heads=8, head_dim=128), (1 << 27) + 1),
+        (CallShape(batch=1, rows=1, heads=1, kv_heads=1, head_dim=8), 1 << 31),
+        # Queries of more: 64 heads of 128 over 2^25 rows.
+        (CallShape(batch=1, rows=1 << 25, heads=64, kv_heads=8, head_dim=128), 4096),
+    ],
+)
+def test_sizes_out_of_range_ask_for_what_the_kernels_say(
+    kernels: Kernels, call: CallShape, capacity: int
+) -> None:
+    answers = []
+    for cache in caches(capacity):
+        answers.append(asked(kernels, cache, call))
+        assert workspace_bytes(cache, call) == answers[-1], cache
+    assert 0 in answers
+    assert not call.fits(capacity)
+
+
+def test_the_kernels_refuse_what_does_not_fit(kernels: Kernels) -> None:
+    """The launch itself; a call without rows has nothing else to check."""
+    call = CallShape(batch=1, rows=0, heads=64, kv_heads=8, head_dim=128)
     for capacity, fits in ((1 << 27, True), ((1 << 27) + 1, False)):
-        for cache in caches(capacity):
-            assert workspace_bytes(cache, call) == asked(kernels, cache, call)
-        assert (asked(kernels, caches(capacity)[0], call) > 0) == fits
+        (cache, *_) = caches(capacity)
+        given = parameters("CtxSinkWindowAttentionParams", **common(cache, call))
+        _, message = kernels.status("ctxSinkWindowAttention", given)
+        assert ("sizes must not be negative" in message) != fits
         assert call.fits(capacity) == fits
