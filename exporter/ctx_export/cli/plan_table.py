@@ -44,8 +44,8 @@ def _heading(report: Report) -> Iterator[Heading]:
     )
     yield (
         "weights",
-        f"{format_bytes(report.weights.bytes)} in {report.precision}, {report.weights.numbers} parameters "
-        f"({report.weights.origin.value})",
+        f"{format_bytes(report.weights.bytes)} in {report.precision}, {report.weights.numbers} "
+        f"parameters ({report.weights.origin.value})",
     )
     yield (
         "target",

@@ -219,8 +219,6 @@ def of_decoder(decoder: Decoder, **entries: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("tied", [False, True, None])
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_family_counts_what_transformers_makes(name: str, tied: bool | None) -> None:
-    if tied and name in ("phi", "gptj", "gpt_neox", "persimmon"):
-        pytest.skip("the family does not tie them")
     entries = of_decoder(DECODERS[name], tie_word_embeddings=tied)
     if tied is None:
         del entries["tie_word_embeddings"]
