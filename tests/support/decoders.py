@@ -214,10 +214,8 @@ DECODERS = {
 }
 
 
-def save_decoder(decoder: Decoder, directory: Path) -> Path:
-    """A checkpoint of two layers with random weights in float32."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+def decoder_entries(decoder: Decoder) -> dict[str, Any]:
+    """Entries of a config.json of two layers."""
     entries = {
         "vocab_size": VOCAB,
         "num_hidden_layers": 2,
@@ -233,8 +231,14 @@ def save_decoder(decoder: Decoder, directory: Path) -> Path:
         "eos_token_id": 2,
         **decoder.config,
     }
-    for key in decoder.unsaid:
-        del entries[key]
+    return {key: value for key, value in entries.items() if key not in decoder.unsaid}
+
+
+def save_decoder(decoder: Decoder, directory: Path) -> Path:
+    """A checkpoint of two layers with random weights in float32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    entries = decoder_entries(decoder)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(decoder.name, **entries))
     randomise(model)
     model.save_pretrained(directory)

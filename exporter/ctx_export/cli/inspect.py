@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from ctx_export.cli.common import command, echo_json, json_option
-from ctx_export.cli.export import recipe_options, scaling_options
 from ctx_export.cli.inspect_checkpoint import checkpoint_rows
 from ctx_export.cli.inspect_onnx import onnx_rows
 from ctx_export.cli.inspect_package import package_rows
 from ctx_export.cli.inspect_rows import Row
+from ctx_export.cli.options import recipe_options, scaling_options
 from ctx_export.inspection.runtimes import names
 
 EXIT_LOST = 1

@@ -21,7 +21,7 @@ from ctx_export.frontends.layer_kinds import layer_types, rotating_layers
 from ctx_export.frontends.refusals import check_supported
 from ctx_export.frontends.shards import Tensor, TensorLocation, read_shards
 
-_PRECISION_OF = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+PRECISION_OF = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # Older families' spellings of the keys that every decoder has.
 _SPELLINGS = {
     "n_layer": "num_hidden_layers",
@@ -99,17 +99,27 @@ def read_checkpoint(directory: Path) -> Checkpoint:
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory."""
     path = directory / "config.json"
+    if not path.exists():
+        raise UserError(f"{directory} has no config.json: it is not a checkpoint")
+    return read_config_file(path)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """A file that holds what config.json does."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{directory} has no config.json: it is not a checkpoint") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a JSON object")
+    return respelled(config)
+
+
+def respelled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with older families' keys under the names that most families use, too."""
     stated = {key: value for key, value in config.items() if value is not None}
-    respelled = {_SPELLINGS.get(key, key): value for key, value in stated.items()}
-    return {**config, **respelled, **stated}
+    usual = {_SPELLINGS.get(key, key): value for key, value in stated.items()}
+    return {**config, **usual, **stated}
 
 
 def _stored_precision(config: Mapping[str, Any], tensors: Mapping[str, TensorLocation]) -> str:
@@ -123,7 +133,7 @@ def _stored_precision(config: Mapping[str, Any], tensors: Mapping[str, TensorLoc
     if not by_bytes:
         found = sorted({t.dtype for t in tensors.values()})
         raise UserError(f"weights are of type {found}: only F32, F16 and BF16 can be exported")
-    stated = _PRECISION_OF.get(str(config.get("dtype") or config.get("torch_dtype")))
+    stated = PRECISION_OF.get(str(config.get("dtype") or config.get("torch_dtype")))
     return stated if stated in by_bytes else max(by_bytes, key=lambda key: by_bytes[key])
 
 
