@@ -162,8 +162,11 @@ def make_plan(spec: ModelSpec, recipe: Recipe) -> Plan:
         _check_target(target, shape.original_context)
     method = find(recipe.method or spec.rope.method)
     span = max(target, shape.original_context)  # positions that the table is made for
-    if isinstance(request.policy, ReachPolicy) and not request.bounded:
-        span = known_positions(spec, recipe, method)
+    if isinstance(request.policy, ReachPolicy):
+        if not request.bounded:
+            span = known_positions(spec, recipe, method)
+        elif recipe.method is None and recipe.factor is None:  # nothing is scaled to the target
+            span = min(span, known_positions(spec, recipe, method))
     if request.bounded and method.length_table is not None:
         span = max(span, shape.original_context + 1)  # lengths are absolute and have no limit
     resolved = _resolve_scaling(spec, recipe, method, span)

@@ -188,3 +188,11 @@ def test_a_recipe_file_names_policy_and_options(tmp_path):
     )
     assert build_recipe({"landmark_topk": 3}).cache == "landmark"
     assert Recipe(method="landmark").method is None
+
+
+def test_without_scaling_memory_keeps_what_was_trained_however_far_the_target_is():
+    """Its positions end at the trained 256 unless a method stretches them."""
+    plain = planned(method="memory", target=4096, max_chunk=8).caches
+    assert plain == planned(method="memory", max_chunk=8).caches
+    scaled = planned(method="yarn", cache="memory", target=1024, max_chunk=8).caches
+    assert scaled[0].window > 3 * plain[0].window

@@ -79,9 +79,13 @@ def test_a_perplexity_page_has_both_tables_and_the_curve():
     assert text.count("<svg") == 1
 
 
-@pytest.mark.parametrize(
-    "made", [lambda: needle_page(needle_report()), lambda: perplexity_page(perplexity_report())]
-)
+PAGES = {
+    "needle": lambda: needle_page(needle_report()),
+    "perplexity": lambda: perplexity_page(perplexity_report()),
+}
+
+
+@pytest.mark.parametrize("made", PAGES.values(), ids=PAGES)
 def test_a_page_loads_nothing_and_escapes_names(made):
     text = made()
     assert Page(text).loaded == [] and "@import" not in text and "url(http" not in text
@@ -120,10 +124,6 @@ def test_a_heat_map_picture_has_a_panel_per_subject(subjects):
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 @pytest.mark.parametrize("name", ["needle", "perplexity"])
 def test_a_browser_shows_the_page(tmp_path: Path, name: str):
-    pages = {
-        "needle": needle_page(needle_report()),
-        "perplexity": perplexity_page(perplexity_report()),
-    }
     path = tmp_path / f"{name}.html"
     # What the browser made of it is asked by a script that the page itself does not have.
     probe = """<script>addEventListener("load", () => {
