@@ -40,6 +40,19 @@ ROPES = {
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 256,
     },
+    "longrope": {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+        "short_factor": [1.0] * 32,
+        "long_factor": [1.0 + place / 8 for place in range(32)],
+    },
+    "proportional": {"rope_type": "proportional", "factor": 4.0, "partial_rotary_factor": 0.5},
+}
+PARAMETERS = {
+    "llama3": ("low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"),
+    "proportional": ("partial_rotary_factor",),
 }
 
 
@@ -49,7 +62,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("evaluation")
     fixed = {"precision": "fp32", "engine": "none", "validate": {"enabled": False}}
     options = {name: {"method": name, "target": 1024} for name in ROPES}
-    options["llama3"]["scaling"] = {"low_freq_factor": 1, "high_freq_factor": 4}
+    for name, keys in PARAMETERS.items():
+        options[name]["scaling"] = {key: ROPES[name][key] for key in keys}
+    options["longrope"]["factor"] = 4  # else of the config's lengths, which are one
     options["streaming"] = {"method": "streaming"}
     recipes = {
         name: build_recipe({"model": "demo", "output": folder / name}, options={**fixed, **given})
