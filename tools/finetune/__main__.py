@@ -60,9 +60,7 @@ _COUNT = click.IntRange(min=1)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--steps", type=_COUNT, default=200, show_default=True)
 @click.option("--batch", type=_COUNT, default=4, show_default=True, help="Windows at once.")
-@click.option(
-    "--accumulate", type=_COUNT, default=1, show_default=True, help="Batches of a step."
-)
+@click.option("--accumulate", type=_COUNT, default=1, show_default=True, help="Batches of a step.")
 @click.option("--length", type=Size(), help="Tokens of a window. [default: the target]")
 @click.option(
     "--rate",
@@ -70,9 +68,7 @@ _COUNT = click.IntRange(min=1)
     help=f"Learning rate. [default: {LARGE_RATE:g}; below 100M parameters {SMALL_RATE:g}]",
 )
 @click.option("--warmup", type=click.IntRange(min=0), help="Steps. [default: 20, or a tenth]")
-@click.option(
-    "--schedule", type=click.Choice(SCHEDULES), default=SCHEDULES[0], show_default=True
-)
+@click.option("--schedule", type=click.Choice(SCHEDULES), default=SCHEDULES[0], show_default=True)
 @click.option("--clip", type=float, default=1.0, show_default=True, help="Of the gradient's norm.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--lora", type=_COUNT, metavar="RANK", help="Train low-rank matrices only.")

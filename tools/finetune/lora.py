@@ -20,7 +20,9 @@ from tools.finetune.settings import LoraSettings
 class LoraLinear(nn.Module):
     """A frozen linear layer W [out, in] with A [rank, in] and B [out, rank] beside it."""
 
-    def __init__(self, base: nn.Linear, settings: LoraSettings, generator: torch.Generator) -> None:
+    def __init__(
+        self, base: nn.Linear, settings: LoraSettings, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.base, self.scale = base, settings.alpha / settings.rank
         down = torch.empty(settings.rank, base.in_features)

@@ -47,9 +47,16 @@ def load(extension: Extension, settings: TrainingSettings, device: str) -> Any:
 
         add_lora(model, settings.lora, settings.seed)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+        _checkpoint_activations(model)
     return model.train()
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Keep each layer's input alone for the backward pass."""
+    # transformers 5 renamed it on the way and warns of the older name.
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    model.enable_input_require_grads()  # a frozen embedding's output would need none
 
 
 def save(model: Any, extension: Extension, directory: Path) -> None:

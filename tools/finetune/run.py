@@ -75,7 +75,7 @@ def run(request: Request, say: Callable[[str], None], on_step: Callable[[int, in
             report(step)
             if stop.is_set() or training.done % request.save_every == 0:
                 unfinished.save(training)
-            if stop.is_set():
+            if stop.is_set() and training.done < settings.steps:
                 raise Interrupted(f"stopped after step {training.done}: {unfinished.folder}")
     with staged(request.output, force=request.recipe.force) as stage:
         save(training.model, extension, stage)
@@ -110,8 +110,9 @@ def _batches(
         asked = PassKeys(encode, settings.length, spec.bos_token_id, settings.seed)
     elif settings.pass_keys:
         raise UserError(
-            f"pass-keys is {settings.pass_keys:g} and a step has {settings.windows} windows, so "
-            f"none would be a question: give at least {1 / settings.windows:g}, or a larger --batch"
+            f"pass-keys is {settings.pass_keys:g} and a step has {settings.windows} windows, "
+            f"so none would be a question: give at least {1 / settings.windows:g}, or a larger "
+            "--batch"
         )
     made = Batches(windows, settings.batch, settings.accumulate, asked, settings.questions)
     return made, windows.digest()

@@ -51,7 +51,10 @@ class Training:
         return sum(parameter.numel() for parameter in self._trained.values())
 
     def step(self, batches: Sequence[Batch]) -> Step:
-        """One update from all `batches` of a step; raises UserError where the loss is no number."""
+        """One update from all `batches` of a step.
+
+        Raises UserError where the loss is no finite number.
+        """
         begin, rate = time.monotonic(), self._settings.rate_at(self.done)
         torch.manual_seed(self._settings.seed * _SEED_STRIDE + self.done)  # for dropout
         for group in self._optimizer.param_groups:
