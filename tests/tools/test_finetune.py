@@ -21,13 +21,15 @@ from ctx_export.core.plan import Plan
 from ctx_export.core.recipe import Recipe, build_recipe
 from ctx_export.pipeline import plan
 from tests.support import tiny
+from tests.support.decoders import DECODERS, save_decoder
+from tests.support.families import ORIGINAL_CONTEXT
 from tools.finetune import demo_text
 from tools.finetune.__main__ import main
 from tools.finetune.demo_text import HeldOut, demo_texts
 from tools.finetune.extension import extend
 from tools.finetune.lora import LoraLinear, add_lora, merge_lora
 from tools.finetune.memory import check_memory
-from tools.finetune.model import load
+from tools.finetune.model import load, save
 from tools.finetune.pass_keys import PassKeys
 from tools.finetune.run import Interrupted, Request, run
 from tools.finetune.settings import LoraSettings, TrainingSettings
@@ -172,6 +174,32 @@ def test_a_factor_and_an_original_context_of_ones_own_are_kept(checkpoint, text,
     after = plan(Recipe(model=str(tmp_path / "out")))
     assert (after.factor, after.original_context) == (8.0, 32)
     np.testing.assert_array_equal(after.table.inv_freq, plan(asked.recipe).table.inv_freq)
+
+
+@pytest.mark.parametrize("method", ["ntk", "yarn"])
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt_neox", "qwen3_moe"])
+def test_tables_of_layers_with_windows_and_of_parts_of_heads_are_kept(family, method, tmp_path):
+    recipe = Recipe(
+        model=str(save_decoder(DECODERS[family], tmp_path / "source")),
+        method=method,
+        target=4 * ORIGINAL_CONTEXT,
+    )
+    extension = extend(recipe)
+    settings = TrainingSettings(length=64, rate=1e-3)
+    save(load(extension, settings, "cpu"), extension, tmp_path / "out")
+    before, after = plan(recipe), plan(Recipe(model=str(tmp_path / "out")))
+    for one, other in zip(before.tables, after.tables, strict=True):
+        np.testing.assert_array_equal(one.inv_freq, other.inv_freq)
+
+
+def test_a_method_that_a_familys_config_cannot_say_is_refused(tmp_path):
+    phi3 = str(save_decoder(DECODERS["phi3"], tmp_path / "phi3"))
+    with pytest.raises(UserError, match=r"method yarn cannot be written .* phi3 .*longrope.*ntk"):
+        extend(Recipe(model=phi3, method="yarn", target=4 * ORIGINAL_CONTEXT))
+    extend(Recipe(model=phi3, method="ntk", target=4 * ORIGINAL_CONTEXT))
+    gptj = str(save_decoder(DECODERS["gptj"], tmp_path / "gptj"))
+    with pytest.raises(UserError, match=r"gptj has no rotary settings in its config\.json"):
+        extend(Recipe(model=gptj, method="linear", target=4 * ORIGINAL_CONTEXT))
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=2, alpha=4, mlp=True)])

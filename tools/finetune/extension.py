@@ -110,8 +110,17 @@ def _config(checkpoint: Checkpoint, plan: Plan) -> Any:
 
 def _check_config(config: Any, checkpoint: Checkpoint, plan: Plan) -> None:
     """Read the config as an export will, and compare the tables."""
+    from huggingface_hub.errors import StrictDataclassError
+
     with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
+        try:
+            config.save_pretrained(folder)
+        except (StrictDataclassError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UserError(
+                f"method {plan.method} cannot be written into the config.json of a "
+                f"{checkpoint.spec.family} model ({reason}): choose another method, such as ntk"
+            ) from None
         spec = model_spec(read_config(Path(folder)), checkpoint.spec.precision)
     again = make_plan(spec, Recipe(model="checked"))
     for layer, (made, read) in enumerate(zip(plan.tables, again.tables, strict=True)):
