@@ -526,11 +526,11 @@ def test_held_out_perplexity_is_transformers_own_loss_of_the_last_tokens():
     from tools.bench.perplexity import heldout_tokens
 
     model = heldout.load("demo")
-    found = heldout.perplexity(model, 96, 2, 16)
+    found = heldout.perplexity(model, 96, heldout.window_ends(2, 96), 16)
     bos, text = heldout_tokens()
     means = []
-    for start in (0, len(text) - 96):
-        ids = torch.tensor([[bos, *text[start : start + 95]]])
+    for end in (96, len(text)):
+        ids = torch.tensor([[bos, *text[end - 95 : end]]])
         labels = ids.clone()
         labels[:, :-16] = -100
         means.append(float(model(ids, labels=labels).loss.detach()))

@@ -1,15 +1,17 @@
 """Perplexity and pass keys of the demo's kin on text held out from training, in PyTorch.
 
-    python -m tools.finetune.heldout CHECKPOINT... [--lengths 256,1k] [--windows 24]
+    python -m tools.finetune.heldout CHECKPOINT... [--lengths 256,1k] [--windows 100]
                                      [--scored 128] [--keys 4]
 
-As in exporter/ctx_export/demo/README.md: transformers' own model as the checkpoint's config says,
-float32; the perplexity of the last 128 tokens of each window, its standard error over windows; a
-pass key is found if every token of it is the most likely one. CHECKPOINT is demo or a directory.
+transformers' own model as the checkpoint's config says, float32; the perplexity of the last 128
+tokens of each window, the same tokens at every length, with its standard error over windows; a
+pass key is found if every token of it is the most likely one. CHECKPOINT is demo or a directory,
+or METHOD:LENGTH for the demo with a scaling method that it was not trained for, such as linear:1k.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,7 +29,7 @@ _ANSWER_ROOM = 8  # tokens of a length that the answer may take
 @command("python -m tools.finetune.heldout")
 @click.argument("checkpoints", nargs=-1, required=True)
 @click.option("--lengths", default="256,1k", show_default=True)
-@click.option("--windows", type=click.IntRange(min=2), default=24, show_default=True)
+@click.option("--windows", type=click.IntRange(min=2), default=100, show_default=True)
 @click.option("--scored", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--keys", type=click.IntRange(min=0), default=4, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1))
@@ -45,39 +47,56 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
     sizes = [parse_size(part, what="lengths") for part in lengths.split(",")]
+    ends = window_ends(windows, max(sizes))
     click.echo(f"{windows} windows, the last {scored} tokens of each; {keys} keys per depth")
     click.echo(f"{'checkpoint':<24} {'tokens':>6}  {'perplexity':>14}  keys")
     for name in checkpoints:
         model = load(name)
         for length in sizes:
-            found = perplexity(model, length, windows, scored)
+            found = perplexity(model, length, ends, scored)
             shown = f"{found.value:.2f} ± {found.error:.2f}"
             share = f"{keys_found(model, length, keys):.2f}" if keys else "-"
             click.echo(f"{name:<24} {format_size(length):>6}  {shown:>14}  {share}")
 
 
 def load(name: str) -> Any:
-    """transformers' own model of `demo` or a directory, in float32."""
+    """transformers' own model of `demo`, a directory or METHOD:LENGTH, in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    from ctx_export.core.recipe import Recipe
     from ctx_export.frontends.checkpoint import locate
-    from ctx_export.validate.torch_reference import quiet
+    from ctx_export.validate.torch_reference import load_config, quiet
+    from tools.finetune.extension import extend
 
+    method, _, length = name.partition(":")
+    if length and not Path(name).exists():
+        recipe = Recipe(method=method, target=parse_size(length, what="checkpoint"))
+        name, config = recipe.model, extend(recipe).config
+    else:
+        config = load_config(locate(name))
     with quiet():
-        model: Any = AutoModelForCausalLM.from_pretrained(locate(name), dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            locate(name), config=config, dtype=torch.float32
+        )
     return model.eval()
 
 
-def perplexity(model: Any, length: int, count: int, scored: int) -> Perplexity:
-    """Of the last `scored` tokens of `count` windows of BOS and `length` - 1 tokens."""
+def perplexity(model: Any, length: int, ends: Ints, scored: int) -> Perplexity:
+    """Of the last `scored` tokens of windows of BOS and the `length` - 1 tokens before `ends`."""
     text = heldout_tokens()[1]
     means = []
-    for start in np.linspace(0, len(text) - length, count).astype(np.int64):
-        window = np.concatenate([[bos_token()], text[start : start + length - 1]])
+    for end in ends:
+        window = np.concatenate([[bos_token()], text[end - length + 1 : end]])
         logits = _logits(model, window[:-1], scored)
         means.append(losses(logits, window[-scored:]).mean())
     return Perplexity.of(np.array(means))
+
+
+def window_ends(count: int, longest: int) -> Ints:
+    """Where `count` windows end, spread over the held-out text."""
+    ends: Ints = np.linspace(longest, len(heldout_tokens()[1]), count).astype(np.int64)
+    return ends
 
 
 def keys_found(model: Any, length: int, keys: int) -> float:
