@@ -23,7 +23,7 @@ from ctx_export.pipeline import plan
 from tests.support import tiny
 from tests.support.decoders import DECODERS, save_decoder
 from tests.support.families import ORIGINAL_CONTEXT
-from tools.finetune import demo_text, heldout
+from tools.finetune import demo_text
 from tools.finetune.__main__ import main
 from tools.finetune.demo_text import HeldOut, demo_texts
 from tools.finetune.extension import extend
@@ -519,20 +519,3 @@ def test_help_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--method" in done.stdout
-
-
-def test_held_out_perplexity_is_transformers_own_loss_of_the_last_tokens():
-    """Oracle: transformers' loss with every other label masked."""
-    from tools.bench.perplexity import heldout_tokens
-
-    model = heldout.load("demo")
-    found = heldout.perplexity(model, 96, heldout.window_ends(2, 96), 16)
-    bos, text = heldout_tokens()
-    means = []
-    for end in (96, len(text)):
-        ids = torch.tensor([[bos, *text[end - 95 : end]]])
-        labels = ids.clone()
-        labels[:, :-16] = -100
-        means.append(float(model(ids, labels=labels).loss.detach()))
-    assert found.value == pytest.approx(np.exp(np.mean(means)), rel=1e-5)
-    assert heldout.keys_found(model, 200, 1) >= 0.8  # what it was trained for

@@ -92,7 +92,8 @@ def command(method: str, place: Path) -> list[str]:
     """The fine-tuning of one method."""
     return [
         *("-m", "tools.finetune", "demo", "--method", method, "--target", str(TUNED_LENGTH)),
-        *("--text", "demo-train", "-o", str(place)),
+        *("--text", "demo-train", "--schedule", "cosine", "--pass-keys", "0.25"),
+        *("-o", str(place)),
     ]
 
 

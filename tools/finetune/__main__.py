@@ -9,16 +9,8 @@ is. --text names UTF-8 files, or demo-train: the sources of Python's standard li
 that the demo's heldout.txt measures with. A run that was interrupted goes on when the command is
 repeated; its state is in OUT.partial.
 
-What that command did under Python 3.11.7, as `python -m tools.finetune.heldout demo linear:1k OUT`
-printed it (perplexity of the same held-out tokens; share of pass keys found):
-
-    checkpoint               tokens      perplexity  keys
-    demo                        256    11.44 ± 0.77  1.00
-    linear:1k                    1k    65.14 ± 3.06  0.00
-    OUT                          1k     9.00 ± 0.56  1.00
-
-The text is of one kind, the library's sources, which the tuned model also knows better at 256
-tokens (9.89 ± 0.62): what the longer context gives is the step from there.
+`python -m tools.eval.demo perplexity` runs it for linear, ntk and yarn and measures the demo
+before and after.
 """
 
 from __future__ import annotations
