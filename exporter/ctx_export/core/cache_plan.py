@@ -105,7 +105,8 @@ def _check_reach(policy: Policy, spec: ModelSpec, recipe: Recipe, original: int)
 
 
 def known_positions(spec: ModelSpec, recipe: Recipe, method: Method) -> int:
-    """Positions that the model knows with its scaled table: trained ones times the factor.
+    """Positions that the model knows with its scaled table: what its config states of its own
+    scaling, else the trained ones times the factor.
 
     Raises UserError where a scaling method was asked for and nobody said how far it scales.
     """
@@ -117,8 +118,9 @@ def known_positions(spec: ModelSpec, recipe: Recipe, method: Method) -> int:
         factor = spec.rope.parameters.get("factor")
     if not method.uses_factor:
         return trained
-    if factor is None and own:
-        return trained
+    stated = own and recipe.factor is None and trained > original
+    if stated or (factor is None and own):
+        return trained  # a config that states its scaled length has been trained on that
     if factor is None:
         raise UserError(
             f"method {method.name} beside {recipe.cache} scales the positions that {recipe.cache} "

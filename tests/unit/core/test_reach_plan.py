@@ -196,3 +196,14 @@ def test_without_scaling_memory_keeps_what_was_trained_however_far_the_target_is
     assert plain == planned(method="memory", max_chunk=8).caches
     scaled = planned(method="yarn", cache="memory", target=1024, max_chunk=8).caches
     assert scaled[0].window > 3 * plain[0].window
+
+
+def test_a_config_s_own_scaled_length_counts_more_than_its_factor():
+    """As of Llama 3.2, whose factor of 32 over 8192 is not the 131072 it was trained on."""
+    own = RopeSettings(method="llama3", theta=1e4, original_context=64, parameters={
+        "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    })  # fmt: skip
+    caches = planned(rope=own, cache="dual-chunk", target=4096).caches
+    assert caches[0].parameters.reach == 256  # max_position_embeddings
+    stretched = planned(rope=own, cache="dual-chunk", target=4096, factor=16.0).caches
+    assert stretched[0].parameters.reach == 1024
