@@ -54,7 +54,7 @@ def _numbers(_: click.Context, param: click.Parameter, value: str | None) -> tup
         numbers = tuple(float(part) for part in parts)
     except ValueError:
         numbers = (0.0,)
-    if any(number < 1 for number in numbers):
+    if not all(number >= 1 for number in numbers):
         raise UserError(f"{param.opts[0]} is {value!r}: give numbers of at least 1 such as 2,4,8")
     return numbers
 

@@ -157,10 +157,10 @@ def test_help_lists_every_method_and_engine():
         assert name in text
 
 
-@pytest.mark.parametrize("module", ["ctx_export.cli.export", "ctx_export.cli.inspect"])
+@pytest.mark.parametrize("module", ["export", "inspect", "plan", "eval"])
 def test_help_imports_nothing_heavy(module, run_python):
     code = (
-        f"import sys; from {module} import main\n"
+        f"import sys; from ctx_export.cli.{module} import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as end: assert not end.code\n"
         f"print('loaded:', sorted(m for m in {HEAVY!r} if m in sys.modules))"
