@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ctx_export.cli.common import (
-    Decorated,
     Size,
     echo_json,
     group,
     json_option,
     terminal_progress,
 )
+from ctx_export.cli.options import apply_options
 from ctx_export.cli.run import BACKENDS
 from ctx_export.core.errors import UserError, ValidationFailed
 from ctx_export.core.sizes import parse_size
+
+if TYPE_CHECKING:
+    from ctx_export.evaluation.subject import Opening
 
 _TEXT = click.Path(path_type=Path)
 
@@ -59,8 +64,64 @@ def _numbers(_: click.Context, param: click.Parameter, value: str | None) -> tup
     return numbers
 
 
-def _running_options(function: Decorated) -> Decorated:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
     """Where packages run and where the report goes."""
+
+    folder: Path | None
+    backend: str
+    providers: tuple[str, ...]
+    threads: int | None
+    as_json: bool
+
+    @property
+    def opening(self) -> Opening:
+        from ctx_export.evaluation.subject import Opening
+
+        return Opening(backend=self.backend, threads=self.threads, providers=self.providers)
+
+    def check(self) -> None:
+        """Raises UserError, before any long work, where the report's files cannot be made."""
+        if self.folder is not None:
+            from ctx_export.evaluation.report_files import check_drawing
+
+            check_drawing()
+
+    def finish(self, name: str, report: Any, chart: str, page: str) -> None:
+        """Write the report's files where they are wanted, and print it; `chart` and `page` name
+        functions of evaluation.charts and evaluation.pages."""
+        places = []
+        if self.folder is not None:
+            from ctx_export.evaluation import charts, pages
+            from ctx_export.evaluation.report_files import save
+
+            places = save(
+                self.folder,
+                name,
+                report.to_json(),
+                lambda: getattr(charts, chart)(report),
+                lambda: getattr(pages, page)(report),
+            )
+        self.tell(report, places)
+
+    def tell(self, report: Any, places: list[Path]) -> None:
+        """Print the report, and where its files are."""
+        if self.as_json:
+            echo_json(report.to_json())
+            return
+        click.echo("\n".join(report.lines()))
+        for place in places:
+            click.echo(f"wrote {place}")
+
+
+def _running_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Where packages run and where the report goes, as one argument `running`."""
+
+    @functools.wraps(function)
+    def collected(**given: Any) -> None:
+        own = {field.name: given.pop(field.name) for field in fields(Running)}
+        function(running=Running(**own), **given)
+
     options: tuple[Callable[[Any], Any], ...] = (
         click.option(
             "-o",
@@ -87,9 +148,7 @@ def _running_options(function: Decorated) -> Decorated:
         click.option("--threads", type=int, help="onnxruntime's threads. [default: all cores]"),
         json_option,
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return apply_options(options, collected)
 
 
 _transformers = click.option(
@@ -139,11 +198,7 @@ def perplexity(
     stride: int | None,
     windows: int,
     checkpoint: str | None,
-    folder: Path | None,
-    backend: str,
-    providers: tuple[str, ...],
-    threads: int | None,
-    as_json: bool,
+    running: Running,
 ) -> None:
     """Perplexity of each PACKAGE on a text, by length and by position.
 
@@ -154,25 +209,12 @@ def perplexity(
     """
     from ctx_export.evaluation.perplexity import PerplexitySetting
     from ctx_export.evaluation.perplexity_run import run
-    from ctx_export.evaluation.subject import Opening
 
     setting = PerplexitySetting(lengths=lengths, stride=stride, windows=windows)
-    opening = Opening(backend=backend, threads=threads, providers=providers)
-    drawing = _drawing(folder)
+    running.check()
     with terminal_progress() as progress:
-        report = run(packages, text, setting, opening, _located(checkpoint), progress)
-    places = []
-    if drawing:
-        from ctx_export.evaluation.charts import perplexity_chart
-        from ctx_export.evaluation.pages import perplexity_page
-
-        places = drawing(
-            "perplexity",
-            report.to_json(),
-            lambda: perplexity_chart(report),
-            lambda: perplexity_page(report),
-        )
-    _print(report, places, as_json)
+        report = run(packages, text, setting, running.opening, _located(checkpoint), progress)
+    running.finish("perplexity", report, "perplexity_chart", "perplexity_page")
 
 
 @main.command("needle")
@@ -233,11 +275,7 @@ def needle(
     seed: int,
     dask: str | None,
     checkpoint: str | None,
-    folder: Path | None,
-    backend: str,
-    providers: tuple[str, ...],
-    threads: int | None,
-    as_json: bool,
+    running: Running,
 ) -> None:
     """Whether each PACKAGE finds facts again, by the text's length and the fact's depth.
 
@@ -251,7 +289,6 @@ def needle(
     from ctx_export import demo
     from ctx_export.evaluation.needle import NeedleSetting
     from ctx_export.evaluation.needle_run import NeedleRun, run
-    from ctx_export.evaluation.subject import Opening
     from ctx_export.evaluation.sweep import Spread
 
     asked = NeedleRun(
@@ -260,25 +297,14 @@ def needle(
         setting=NeedleSetting(
             lengths=lengths, depths=depths, form=form, needles=needles, keys=keys, seed=seed
         ),
-        opening=Opening(backend=backend, threads=threads, providers=providers),
+        opening=running.opening,
         checkpoint=_located(checkpoint),
     )
-    drawing = _drawing(folder)
+    running.check()
     how = None if dask is None else Spread(dask=dask)
     with tempfile.TemporaryDirectory() as scratch, terminal_progress() as progress:
-        report = run(asked, folder or Path(scratch), how, progress)
-    places = []
-    if drawing:
-        from ctx_export.evaluation.charts import needle_chart
-        from ctx_export.evaluation.pages import needle_page
-
-        places = drawing(
-            "needle",
-            report.to_json(),
-            lambda: needle_chart(report),
-            lambda: needle_page(report),
-        )
-    _print(report, places, as_json)
+        report = run(asked, running.folder or Path(scratch), how, progress)
+    running.finish("needle", report, "needle_chart", "needle_page")
 
 
 @main.command("advise")
@@ -334,11 +360,7 @@ def advise(
     keys_found: float,
     windows: int,
     keys: int,
-    folder: Path | None,
-    backend: str,
-    providers: tuple[str, ...],
-    threads: int | None,
-    as_json: bool,
+    running: Running,
 ) -> None:
     """Which method and factor make MODEL hold at a target, measured on text and pass keys.
 
@@ -351,7 +373,6 @@ def advise(
 
     from ctx_export.evaluation.advise import POLICIES, SCALING, AdviseSetting, Limits
     from ctx_export.evaluation.advise_run import advise as run
-    from ctx_export.evaluation.subject import Opening
 
     setting = AdviseSetting(
         target=target,
@@ -361,16 +382,16 @@ def advise(
         limits=Limits(perplexity=worse / 100, keys=keys_found / 100),
         methods=methods or SCALING + POLICIES,
     )
-    opening = Opening(backend=backend, threads=threads, providers=providers)
+    folder = running.folder
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".advise.", dir=folder) as scratch,
         terminal_progress() as progress,
     ):
-        found = run(model, text, Path(scratch), setting, opening, progress)
+        found = run(model, text, Path(scratch), setting, running.opening, progress)
     places = [] if folder is None else found.save(folder)
-    _print(found, places, as_json)
+    running.tell(found, places)
     if found.best is None:
         raise ValidationFailed(f"nothing holds at {target} tokens")
 
@@ -379,27 +400,6 @@ def _located(model: str | None) -> Path | None:
     from ctx_export.frontends.checkpoint import locate
 
     return None if model is None else locate(model)
-
-
-def _drawing(folder: Path | None) -> Callable[..., list[Path]] | None:
-    """What writes a report into `folder`, checked before any long work."""
-    if folder is None:
-        return None
-    from functools import partial
-
-    from ctx_export.evaluation.report_files import check_drawing, save
-
-    check_drawing()
-    return partial(save, folder)
-
-
-def _print(report: Any, places: list[Path], as_json: bool) -> None:
-    if as_json:
-        echo_json(report.to_json())
-        return
-    click.echo("\n".join(report.lines()))
-    for place in places:
-        click.echo(f"wrote {place}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ctx_export.scaling import names
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-def _apply(options: tuple[Callable[[Any], Any], ...], function: Decorated) -> Decorated:
+def apply_options(options: tuple[Callable[[Any], Any], ...], function: Decorated) -> Decorated:
     """Decorate with several options so that `--help` lists them in the order written."""
     for option in reversed(options):
         function = option(function)
@@ -65,7 +65,7 @@ def extent_options(function: Decorated) -> Decorated:
         ),
         *_policy_options(),
     )
-    return _apply(options, function)
+    return apply_options(options, function)
 
 
 def _policy_options() -> tuple[Callable[[Any], Any], ...]:
@@ -132,7 +132,7 @@ def type_options(function: Decorated) -> Decorated:
             f"scales per head. [default: {KV_CACHE_DTYPES[0]}]",
         ),
     )
-    return _apply(options, function)
+    return apply_options(options, function)
 
 
 def limit_options(function: Decorated) -> Decorated:
@@ -141,7 +141,7 @@ def limit_options(function: Decorated) -> Decorated:
         click.option("--max-batch", type=Size(), help="Sequences at once. [default: 1]"),
         click.option("--max-chunk", type=Size(), help="New tokens of one call. [default: 1k]"),
     )
-    return _apply(options, function)
+    return apply_options(options, function)
 
 
 def package_options(function: Decorated) -> Decorated:
@@ -175,7 +175,7 @@ def package_options(function: Decorated) -> Decorated:
             "--tolerance", type=float, help="Largest error, relative to the logit scale."
         ),
     )
-    return _apply(options, function)
+    return apply_options(options, function)
 
 
 def recipe_options(function: Decorated) -> Decorated:
@@ -195,4 +195,4 @@ def recipe_options(function: Decorated) -> Decorated:
             help="One value of the recipe, such as scaling.beta_fast=16; may be repeated.",
         ),
     )
-    return _apply(options, function)
+    return apply_options(options, function)

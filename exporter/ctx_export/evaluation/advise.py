@@ -79,13 +79,10 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class Trial(Candidate):
     """A candidate's figures at L and at T, or why it was not measured; `lacks` says what keeps it
     from holding, None where it holds."""
 
-    method: str
-    factor: float | None
-    options: Mapping[str, Any]
     short: Measured | None = None
     long: Measured | None = None
     lacks: str | None = None
@@ -93,10 +90,6 @@ class Trial:
     @property
     def holds(self) -> bool:
         return self.lacks is None
-
-    @property
-    def name(self) -> str:
-        return self.method if self.factor is None else f"{self.method} {self.factor:.4g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
