@@ -200,28 +200,6 @@ CTX_DEVICE void attendToShare(BlocksRows<Traits>& rows, ScalarShared<Traits>& sh
     }
 }
 
-// Stores one row's dims of this lane.
-template <typename Traits>
-CTX_DEVICE void storeDims(float* output, int lane, int headDim, float const (&values)[Traits::kDIMS_PER_LANE])
-{
-    constexpr int kPACK = Traits::kLANE_PACK;
-    CTX_UNROLL
-    for (int pack = 0; pack < Traits::kLANE_PACKS; ++pack)
-    {
-        int const dim = (pack * kWARP_SIZE + lane) * kPACK;
-        Pack<float, kPACK> result;
-        CTX_UNROLL
-        for (int i = 0; i < kPACK; ++i)
-        {
-            result.values[i] = values[pack * kPACK + i];
-        }
-        if (dim < headDim)
-        {
-            *reinterpret_cast<Pack<float, kPACK>*>(output + dim) = result;
-        }
-    }
-}
-
 // Results of the tile's rows, or the split's part of them; NaN for rows without a slot, zeros for padding.
 template <typename Traits>
 CTX_DEVICE void storeBlocksRows(
@@ -242,7 +220,7 @@ CTX_DEVICE void storeBlocksRows(
         if (grid.splits > 1)
         {
             int64_t const index = partials.index(call.common, block.tile.place, packedRow, block.split);
-            storeDims<Traits>(partials.sums + index * headDim, rows.lane, headDim, rows.sum[r]);
+            storeRow<Traits>(partials.sums + index * headDim, rows.lane, headDim, rows.sum[r]);
             if (rows.lane == 0)
             {
                 partials.states[index] = SoftmaxState{rows.softmax[r].maximum, denominator};
@@ -256,7 +234,7 @@ CTX_DEVICE void storeBlocksRows(
             rows.sum[r][i] = block.isAttending(row) ? rows.sum[r][i] / denominator : fill;
         }
         float* const output = static_cast<float*>(call.common.output) + block.rowOffset(call.common.outputStrides, row);
-        storeDims<Traits>(output, rows.lane, headDim, rows.sum[r]);
+        storeRow<Traits>(output, rows.lane, headDim, rows.sum[r]);
     }
 }
 

@@ -141,28 +141,6 @@ CTX_DEVICE void attendToTiles(WarpRows<Traits>& rows, SharedTile<Traits>& shared
     }
 }
 
-// Stores one row's dims of this lane.
-template <typename Traits>
-CTX_DEVICE void storeRow(float* output, int lane, int headDim, float const (&values)[Traits::kDIMS_PER_LANE])
-{
-    constexpr int kPACK = Traits::kLANE_PACK;
-    CTX_UNROLL
-    for (int pack = 0; pack < Traits::kLANE_PACKS; ++pack)
-    {
-        int const dim = (pack * kWARP_SIZE + lane) * kPACK;
-        Pack<float, kPACK> result;
-        CTX_UNROLL
-        for (int i = 0; i < kPACK; ++i)
-        {
-            result.values[i] = values[pack * kPACK + i];
-        }
-        if (dim < headDim)
-        {
-            *reinterpret_cast<Pack<float, kPACK>*>(output + dim) = result;
-        }
-    }
-}
-
 // Results of attending rows, or the split's part of them; NaN for rows without a slot, zeros for padding.
 template <typename Traits>
 CTX_DEVICE void storeRows(WarpRows<Traits>& rows, SharedTile<Traits> const& shared,

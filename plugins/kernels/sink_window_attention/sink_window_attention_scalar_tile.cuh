@@ -254,4 +254,26 @@ CTX_DEVICE void accumulateValues(
     }
 }
 
+// Stores one row's dims of this lane.
+template <typename Traits>
+CTX_DEVICE void storeRow(float* output, int lane, int headDim, float const (&values)[Traits::kDIMS_PER_LANE])
+{
+    constexpr int kPACK = Traits::kLANE_PACK;
+    CTX_UNROLL
+    for (int pack = 0; pack < Traits::kLANE_PACKS; ++pack)
+    {
+        int const dim = (pack * kWARP_SIZE + lane) * kPACK;
+        Pack<float, kPACK> result;
+        CTX_UNROLL
+        for (int i = 0; i < kPACK; ++i)
+        {
+            result.values[i] = values[pack * kPACK + i];
+        }
+        if (dim < headDim)
+        {
+            *reinterpret_cast<Pack<float, kPACK>*>(output + dim) = result;
+        }
+    }
+}
+
 } // namespace ctx
