@@ -20,8 +20,10 @@ HEAT = "cividis"  # of equal steps in lightness, readable in any colour vision a
 
 
 def perplexity_chart(report: PerplexityReport) -> Figure:
-    """Perplexity with a band of one standard error against length, both axes logarithmic."""
+    """Perplexity against length, both axes logarithmic, with bands of one standard error where few
+    enough curves leave room for them."""
     figure, axes = _figure(8.0, 4.8)
+    bands = len(report.subjects) <= len(COLOURS)
     for index, name in enumerate(report.subjects):
         points = report.of(name)
         lengths = [point.length for point in points]
@@ -29,6 +31,8 @@ def perplexity_chart(report: PerplexityReport) -> Figure:
         colour = COLOURS[index % len(COLOURS)]
         style = _STYLES[index // len(COLOURS) % len(_STYLES)]
         axes.plot(lengths, values, style, color=colour, marker="o", markersize=4, label=name)
+        if not bands:
+            continue
         low = [point.perplexity - point.error for point in points]
         high = [point.perplexity + point.error for point in points]
         axes.fill_between(lengths, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -40,7 +44,9 @@ def perplexity_chart(report: PerplexityReport) -> Figure:
     axes.set_ylabel(f"perplexity of the last {report.setting.scored} tokens")
     _plain_ticks(axes)
     axes.grid(True, which="both", linewidth=0.4, alpha=0.5)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.legend(
+        fontsize=8, frameon=False, handlelength=3.5, loc="center left", bbox_to_anchor=(1.01, 0.5)
+    )
     return figure
 
 
