@@ -136,6 +136,11 @@ class Advice:
         rows = [head, f"{'as it is':<18}{_value(own):>24}{'':>20}{_share(own):>14}"]
         for trial in self.trials:
             rows.append(_line(trial))
+        if own.keys == 0:
+            rows.append(
+                f"the model itself finds no pass key at {short}: keys say nothing here, only "
+                "perplexity counts"
+            )
         return [*rows, *self._verdict()]
 
     def _verdict(self) -> list[str]:
@@ -145,7 +150,10 @@ class Advice:
             f"{100 * limits.keys:g} % of its pass keys"
         )
         if self.best is not None:
-            return [f"use {self.best.name}: the smallest factor that holds ({ask})"]
+            what = "no scaling factor holds, it does"
+            if self.best.factor is not None:
+                what = "the smallest factor that holds"
+            return [f"use {self.best.name}: {what} ({ask})"]
         nearest = nearest_trial(self.trials)
         if nearest is None:
             return ["nothing could be measured"]

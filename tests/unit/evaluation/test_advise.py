@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -121,6 +123,18 @@ def test_the_recipe_is_one_that_ctx_export_takes(tmp_path):
     assert (recipe.model, recipe.method, recipe.target, recipe.factor) == ("demo", "yarn", 1024, 4)
     assert "yarn 4 holds" in places[1].read_text()
     assert found.lines()[-1].startswith("use yarn 4: the smallest factor that holds")
+
+
+def test_a_cache_policy_is_not_called_the_smallest_factor():
+    last = advice(trial("landmark", None, 10.0)).lines()[-1]
+    assert last.startswith("use landmark: no scaling factor holds")
+
+
+def test_a_model_without_any_pass_key_is_told_of():
+    own = measured(10.0, 0.0)
+    found = replace(advice(trial("yarn", 4.0, 10.0, keys=0.0)), own=own)
+    assert "finds no pass key at 256" in found.lines()[-2]
+    assert not any("no pass key" in line for line in advice(trial("yarn", 4.0, 10.0)).lines())
 
 
 def test_where_nothing_holds_the_nearest_is_named_with_what_it_lacks(tmp_path):
