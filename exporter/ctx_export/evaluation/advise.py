@@ -22,6 +22,7 @@ from ctx_export.core.sizes import format_size
 # Shares of T/L that are tried as factors: below 1 the last positions lie beyond s·L, which some
 # methods bear for a while; above 1 the table is made for more than is asked.
 _SHARES = (0.5, 2**-0.5, 1.0, 2**0.5, 2.0)
+RECIPE_NAME = "recipe.yaml"
 SCALING = ("yarn", "ntk", "linear", "dynamic-ntk")
 POLICIES = ("landmark", "self-extend", "dual-chunk")
 
@@ -116,12 +117,14 @@ class Advice:
         }
 
     def save(self, folder: Path) -> list[Path]:
-        """Write advise.json, and recipe.yaml where anything was measured; returns where."""
+        """Write advise.json, and recipe.yaml where anything was measured, in place of what an
+        earlier run left; returns where."""
+        (folder / RECIPE_NAME).unlink(missing_ok=True)
         places = [folder / "advise.json"]
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
         places[0].write_text(text + "\n", encoding="utf-8")
         if recipe := self.recipe():
-            places.append(folder / "recipe.yaml")
+            places.append(folder / RECIPE_NAME)
             places[1].write_text(recipe, encoding="utf-8")
         return places
 

@@ -148,6 +148,13 @@ def test_where_nothing_holds_the_nearest_is_named_with_what_it_lacks(tmp_path):
     assert yaml.safe_load(text)["method"] == "yarn"
 
 
+def test_a_run_that_measured_nothing_leaves_no_earlier_recipe(tmp_path):
+    advice(trial("yarn", 4.0, 10.0)).save(tmp_path)
+    places = advice().save(tmp_path)
+    assert [place.name for place in places] == ["advise.json"]
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
 def test_limits_out_of_range_are_refused():
     with pytest.raises(UserError, match="worse is -1"):
         Limits(perplexity=-1)
