@@ -32,14 +32,14 @@ class Scores:
     likeliest: Bools
 
     @classmethod
-    def of(cls, logits: Floats, targets: Ints) -> Scores:
-        """From the logits [N,V] before each of `targets` [N]; raises UserError where a loss is no
-        finite number, which no mean or comparison would tell."""
+    def of(cls, logits: Floats, targets: Ints, name: str = "the model") -> Scores:
+        """From the logits [N,V] of the model `name` before each of `targets` [N]; raises UserError
+        where a loss is no finite number, which no mean or comparison would tell."""
         found = losses(logits, targets)
         if not np.isfinite(found).all():
             raise UserError(
-                "the logits are not finite, and nothing can be measured with them: the precision "
-                "overflows; export with --precision bf16 or fp32"
+                f"logits of {name} are not finite, and nothing can be measured with them: the "
+                "precision overflows; export with --precision bf16 or fp32"
             )
         return cls(losses=found, likeliest=logits.argmax(axis=1) == targets)
 

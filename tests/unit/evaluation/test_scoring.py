@@ -25,8 +25,11 @@ def test_logits_too_large_to_exponentiate_have_finite_losses():
 def test_logits_that_overflowed_are_refused(broken):
     logits = np.zeros((2, 3), np.float32)
     logits[1, 2] = broken
-    with pytest.raises(UserError, match="not finite"), np.errstate(invalid="ignore"):
-        Scores.of(logits, np.array([0, 1]))
+    with (
+        pytest.raises(UserError, match="logits of half are not finite"),
+        np.errstate(invalid="ignore"),
+    ):
+        Scores.of(logits, np.array([0, 1]), "half")
 
 
 def test_a_token_that_can_never_come_does_not_matter_to_the_others():
