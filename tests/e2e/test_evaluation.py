@@ -242,6 +242,14 @@ def test_another_grid_in_the_same_directory_measures_only_what_is_missing(
              "demo"],
             "which transformers lacks",
         ),
+        (
+            ["perplexity", "yarn", "--text", "TEXT", "--lengths", "200", "-o", "EMPTY/out"],
+            "cannot be written: Not a directory",
+        ),
+        (
+            ["advise", "demo", "--target", "1k", "--text", "TEXT", "-o", "EMPTY/out"],
+            "cannot be written: Not a directory",
+        ),
         (["needle", "yarn", "--lengths", "2k"], "over the 1024 tokens that"),
         (["needle", "yarn", "--lengths", "50"], "needle, question and answer alone"),
         (["needle", "yarn", "--lengths", "200", "--depths", "a"], "give percentages"),
@@ -274,6 +282,7 @@ def test_wrong_input_is_one_line_and_exit_2(packages, text, tmp_path, arguments,
         tokenizer.write_text(json.dumps(raw))
         if "bare" in arguments:
             tokenizer.unlink()
+    places["EMPTY/out"] = places["EMPTY"] / "out"
     result = CliRunner().invoke(main, [str(places.get(part, part)) for part in arguments])
     assert result.exit_code == 2, result.output
     assert message in result.stderr and result.stderr.count("\n") == 1

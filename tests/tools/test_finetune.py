@@ -252,6 +252,12 @@ def test_an_interrupted_run_goes_on_with_its_own_settings_only(checkpoint, text,
     assert len(finetune(replace(other, restart=True))) == 6
 
 
+def test_a_file_where_the_state_would_be_is_named(checkpoint, text, tmp_path):
+    (tmp_path / "out.partial").write_text("mine")
+    with pytest.raises(UserError, match=r"out\.partial is not a directory: remove it"):
+        finetune(replace(request(checkpoint, text, tmp_path / "out"), restart=True))
+
+
 def test_batches_that_are_accumulated_are_one_batch(checkpoint, text, tmp_path):
     at_once = request(
         checkpoint, text, tmp_path / "a", training={"batch": 4, "steps": 3, "pass_keys": 0.25}

@@ -24,6 +24,8 @@ class Unfinished:
     def __init__(self, output: Path, record: Mapping[str, Any], *, restart: bool) -> None:
         self.folder = output.with_name(output.name + ".partial")
         self._record = json.loads(json.dumps(record))
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is not a directory: remove it, or choose another -o")
         if restart and self.folder.is_dir():
             shutil.rmtree(self.folder)
         stored = self._stored()

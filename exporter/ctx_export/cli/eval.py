@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ctx_export.evaluation.subject import Opening
 
 _TEXT = click.Path(path_type=Path)
+_MOST_DEPTHS = 1000  # of one number: far more than a picture shows
 
 
 def _sizes(_: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -34,17 +36,22 @@ def _sizes(_: click.Context, param: click.Parameter, value: str | None) -> tuple
 
 
 def _shares(_: click.Context, param: click.Parameter, value: str) -> tuple[float, ...]:
-    """Percentages as shares; one number is how many, evenly spread from 0 to 100."""
+    """Percentages as shares; one whole number without % is how many, evenly spread from 0 to
+    100."""
     parts = [part.strip() for part in value.split(",") if part.strip()]
     try:
-        numbers = [float(part) for part in parts]
+        numbers = [float(part.removesuffix("%")) for part in parts]
     except ValueError:
+        numbers = [math.nan]
+    if not all(math.isfinite(number) for number in numbers):
         raise UserError(
-            f"--depths is {value!r}: give percentages such as 0,25,50,75,100, or one number of "
-            "depths"
-        ) from None
-    if len(numbers) == 1 and numbers[0] >= 2 and numbers[0] == int(numbers[0]):
+            f"--depths is {value!r}: give percentages such as 0,25,50,75,100 or 50%, or one "
+            "number of depths"
+        )
+    if len(numbers) == 1 and numbers[0] >= 2 and numbers[0].is_integer() and parts[0][-1] != "%":
         count = int(numbers[0])
+        if count > _MOST_DEPTHS:
+            raise UserError(f"--depths is {value!r}: give at most {_MOST_DEPTHS}")
         return tuple(index / (count - 1) for index in range(count))
     return tuple(number / 100 for number in numbers)
 
@@ -59,8 +66,8 @@ def _numbers(_: click.Context, param: click.Parameter, value: str | None) -> tup
         numbers = tuple(float(part) for part in parts)
     except ValueError:
         numbers = (0.0,)
-    if not all(number >= 1 for number in numbers):
-        raise UserError(f"{param.opts[0]} is {value!r}: give numbers of at least 1 such as 2,4,8")
+    if not all(1 < number < math.inf for number in numbers):
+        raise UserError(f"{param.opts[0]} is {value!r}: give numbers above 1 such as 2,4,8")
     return numbers
 
 
@@ -83,9 +90,10 @@ class Running:
     def check(self) -> None:
         """Raises UserError, before any long work, where the report's files cannot be made."""
         if self.folder is not None:
-            from ctx_export.evaluation.report_files import check_drawing
+            from ctx_export.evaluation.report_files import check_drawing, make_folder
 
             check_drawing()
+            make_folder(self.folder)
 
     def finish(self, name: str, report: Any, chart: str, page: str) -> None:
         """Write the report's files where they are wanted, and print it; `chart` and `page` name
@@ -204,8 +212,9 @@ def perplexity(
 
     The text is read in windows of each length, every one from scratch. The perplexity at a length
     is that of the windows' last tokens; the page and the JSON tell it by position too, all with
-    one standard error over windows. Methods whose frequencies follow the length take each window
-    at its own length.
+    one standard error over windows; by position it is too small where windows end closer together
+    than the positions span, for they share tokens then. Methods whose frequencies follow the
+    length take each window at its own length.
     """
     from ctx_export.evaluation.perplexity import PerplexitySetting
     from ctx_export.evaluation.perplexity_run import run
@@ -229,7 +238,7 @@ def perplexity(
     default="5",
     show_default=True,
     callback=_shares,
-    help="Where the fact lies, in percent, such as 0,50,100; or how many such places.",
+    help="Where the fact lies, in percent, such as 0,50,100 or 50%; or how many such places.",
 )
 @click.option(
     "--text", type=_TEXT, help="UTF-8 file to hide facts in. [default: the demo's held-out text]"
@@ -373,6 +382,7 @@ def advise(
 
     from ctx_export.evaluation.advise import POLICIES, SCALING, AdviseSetting, Limits
     from ctx_export.evaluation.advise_run import advise as run
+    from ctx_export.evaluation.report_files import make_folder
 
     setting = AdviseSetting(
         target=target,
@@ -384,7 +394,7 @@ def advise(
     )
     folder = running.folder
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     with (
         tempfile.TemporaryDirectory(prefix=".advise.", dir=folder) as scratch,
         terminal_progress() as progress,

@@ -160,6 +160,11 @@ def _legend(report: Report) -> Iterator[str]:
             "context: the longest that fits with all that and the activations' estimate; batch: "
             "the most sequences at the target."
         )
+    if any(fit.context == 0 and f.plan.max_context for f in report.figures for fit in f.fits):
+        yield (
+            "none: not even the tokens that the model was trained on fit; --original-context with "
+            "--target plans for fewer."
+        )
     if any(budget.bandwidth is not None for budget in report.budgets):
         yield (
             "ms ≥: decode bytes over the memory's bandwidth, a lower bound of one step and no "

@@ -22,6 +22,7 @@ from ctx_export.core.sizes import format_size
 # Shares of T/L that are tried as factors: below 1 the last positions lie beyond s·L, which some
 # methods bear for a while; above 1 the table is made for more than is asked.
 _SHARES = (0.5, 2**-0.5, 1.0, 2**0.5, 2.0)
+RECIPE_NAME = "recipe.yaml"
 SCALING = ("yarn", "ntk", "linear", "dynamic-ntk")
 POLICIES = ("landmark", "self-extend", "dual-chunk")
 
@@ -116,12 +117,14 @@ class Advice:
         }
 
     def save(self, folder: Path) -> list[Path]:
-        """Write advise.json, and recipe.yaml where anything was measured; returns where."""
+        """Write advise.json, and recipe.yaml where anything was measured, in place of what an
+        earlier run left; returns where."""
+        (folder / RECIPE_NAME).unlink(missing_ok=True)
         places = [folder / "advise.json"]
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
         places[0].write_text(text + "\n", encoding="utf-8")
         if recipe := self.recipe():
-            places.append(folder / "recipe.yaml")
+            places.append(folder / RECIPE_NAME)
             places[1].write_text(recipe, encoding="utf-8")
         return places
 
@@ -136,6 +139,11 @@ class Advice:
         rows = [head, f"{'as it is':<18}{_value(own):>24}{'':>20}{_share(own):>14}"]
         for trial in self.trials:
             rows.append(_line(trial))
+        if own.keys == 0:
+            rows.append(
+                f"the model itself finds no pass key at {short}: keys say nothing here, only "
+                "perplexity counts"
+            )
         return [*rows, *self._verdict()]
 
     def _verdict(self) -> list[str]:
@@ -145,7 +153,10 @@ class Advice:
             f"{100 * limits.keys:g} % of its pass keys"
         )
         if self.best is not None:
-            return [f"use {self.best.name}: the smallest factor that holds ({ask})"]
+            what = "no scaling factor holds, it does"
+            if self.best.factor is not None:
+                what = "the smallest factor that holds"
+            return [f"use {self.best.name}: {what} ({ask})"]
         nearest = nearest_trial(self.trials)
         if nearest is None:
             return ["nothing could be measured"]

@@ -213,8 +213,15 @@ def _question(
 
 def _filler(ids: Ints, count: int, draw: np.random.Generator) -> Ints:
     """`count` tokens of the text from a drawn place on, going round at its end."""
+    if not len(ids):
+        raise UserError("the tokenizer makes no tokens of the text: name a file with other --text")
     start = int(draw.integers(0, max(1, len(ids) - count + 1)))
-    return np.take(ids, np.arange(start, start + count), mode="wrap")
+    try:
+        return np.take(ids, np.arange(start, start + count), mode="wrap")
+    except (MemoryError, ValueError):  # numpy's, of arrays too large to address
+        raise UserError(
+            f"a text of {count} tokens does not fit into memory: give smaller --lengths"
+        ) from None
 
 
 def _hidden(filler: Ints, told: Sequence[Ints], depths: Sequence[float]) -> Ints:

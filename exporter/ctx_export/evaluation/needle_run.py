@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from ctx_export.evaluation.sweep import Spread, spread
 from ctx_export.evaluation.text import Codec, check_lengths, common_codec, describe, read_text
 
 CELLS_NAME = "needle.cells.jsonl"
+_READ = (".onnx", ".data", ".safetensors", ".engine", ".json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,7 @@ class Job:
     setting: NeedleSetting
     opening: Opening
     text: Path
+    content: str  # a digest of the package's files, the text and the checkpoint's files
     key: str
 
 
@@ -146,10 +149,9 @@ def _jobs(asked: NeedleRun, text: str) -> list[Job]:
             other = f"{name} (transformers)"
             TransformersSubject(other, manifest, asked.checkpoint)  # refuses what it cannot be
             sides.append((other, asked.checkpoint))
-        identity = _identity(package)
         for subject, checkpoint in sides:
+            content = _content(package, text, checkpoint)
             for cell in asked.setting.cells:
-                transformers = checkpoint is not None
                 jobs.append(
                     Job(
                         subject=subject,
@@ -159,19 +161,20 @@ def _jobs(asked: NeedleRun, text: str) -> list[Job]:
                         setting=asked.setting,
                         opening=asked.opening,
                         text=asked.text.resolve(),
-                        key=_key(asked, cell, package=identity, text=text, torch=transformers),
+                        content=content,
+                        key=_key(asked, cell, content, torch=checkpoint is not None),
                     )
                 )
     return jobs
 
 
-def _key(asked: NeedleRun, cell: Cell, *, package: str, text: str, torch: bool) -> str:
+def _key(asked: NeedleRun, cell: Cell, content: str, *, torch: bool) -> str:
     """A digest of everything that a cell's answers depend on."""
-    setting = asked.setting
+    setting, opening = asked.setting, asked.opening
     parts = {
-        "package": package,
-        "backend": None if torch else asked.opening.backend,
-        "text": text,
+        "content": content,
+        "backend": None if torch else opening.backend,
+        "providers": None if torch else opening.providers,
         "form": setting.form,
         "needles": setting.needles,
         "keys": setting.keys,
@@ -182,16 +185,24 @@ def _key(asked: NeedleRun, cell: Cell, *, package: str, text: str, torch: bool) 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _identity(package: Path) -> str:
-    """A package by its manifest and by the size and age of its files."""
+def _content(package: Path, text: str, checkpoint: Path | None) -> str:
+    """A digest of all that is read: the package by its manifest and by the size and age of its
+    files, the text by its own digest, and a checkpoint's files."""
     digest = hashlib.sha256((package / FILE_NAME).read_bytes())
-    for path in sorted(package.iterdir()):
-        if path.suffix in (".onnx", ".data", ".safetensors", ".engine", ".json"):
-            if path.name == FILE_NAME:
-                continue
-            stat = path.stat()
-            digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    digest.update(text.encode())
+    for folder in (package,) if checkpoint is None else (package, checkpoint):
+        digest.update(_ages(folder))
     return digest.hexdigest()
+
+
+def _ages(folder: Path) -> bytes:
+    """Names, sizes and ages of a directory's files."""
+    lines = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _READ and path.name != FILE_NAME:
+            stat = path.stat()
+            lines.append(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n")
+    return "".join(lines).encode()
 
 
 class _Log:
@@ -225,19 +236,22 @@ def _stored(path: Path) -> Iterator[tuple[str, CellResult]]:
             continue  # the line that an interruption cut off
 
 
-# What a worker has open: the last job's subject, and the text's tokens.
+# What a worker has open: the last job's subject, and the text's tokens. A worker of Dask lives
+# through many runs and takes as many jobs at once as it has threads: a session takes one.
 _OPEN: dict[str, Any] = {}
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def measure_job(job: Job) -> tuple[str, CellResult]:
     """The job's key and result; what it opens stays open for the next job in this process."""
-    place = (job.package, job.checkpoint, job.opening)
-    if _OPEN.get("place") != place:
-        close_open()
-        _OPEN.update(place=place, subject=_open_subject(job))
-    codec, ids = _tokens(job)
-    asked = questions(codec, ids, job.cell, job.setting)
-    answers = ask(_OPEN["subject"], asked)
+    with _ONE_AT_A_TIME:
+        place = (job.package, job.checkpoint, job.opening, job.content)
+        if _OPEN.get("place") != place:
+            close_open()
+            _OPEN.update(subject=_open_subject(job), tokens=_tokens(job), place=place)
+        codec, ids = _OPEN["tokens"]
+        asked = questions(codec, ids, job.cell, job.setting)
+        answers = ask(_OPEN["subject"], asked)
     result = CellResult(
         subject=job.subject, length=job.cell.length, depth=job.cell.depth, answers=answers
     )
@@ -252,16 +266,14 @@ def _open_subject(job: Job) -> PackageSubject | TransformersSubject:
 
 
 def _tokens(job: Job) -> tuple[Codec, Ints]:
-    if _OPEN.get("read") != (job.package, job.text):
-        codec = Codec.of_package(job.package)
-        _OPEN.update(read=(job.package, job.text), tokens=(codec, codec.ids(read_text(job.text))))
-    tokens: tuple[Codec, Ints] = _OPEN["tokens"]
-    return tokens
+    codec = Codec.of_package(job.package)
+    return codec, codec.ids(read_text(job.text))
 
 
 def close_open() -> None:
     """Close what the last job of this process left open."""
-    session = _OPEN.pop("session", None)
-    _OPEN.clear()
-    if session is not None:
-        session.close()
+    with _ONE_AT_A_TIME:
+        session = _OPEN.pop("session", None)
+        _OPEN.clear()
+        if session is not None:
+            session.close()

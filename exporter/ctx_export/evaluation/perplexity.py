@@ -57,7 +57,8 @@ class PerplexitySetting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """Tokens at positions `first` to `end` - 1 of the windows: their perplexity."""
+    """Tokens at positions `first` to `end` - 1 of the windows: their perplexity. Where windows end
+    closer together than that many positions they share tokens here, and `error` is too small."""
 
     first: int
     end: int
@@ -126,12 +127,12 @@ def windows(ids: Ints, codec: Codec, setting: PerplexitySetting) -> dict[int, li
     """
     longest, step = max(setting.lengths), setting.scored
     begun = len(codec.beginning)
-    ends = np.arange(longest - begun, len(ids) + 1, step)
-    if len(ends) < 2:
+    if len(ids) < longest - begun + step:
         raise UserError(
             f"the text has {len(ids)} tokens, and two windows of {longest} need "
             f"{longest - begun + step}: give a longer text, or smaller --lengths"
         )
+    ends = np.arange(longest - begun, len(ids) + 1, step)
     if len(ends) > setting.windows:
         ends = ends[np.linspace(0, len(ends) - 1, setting.windows).round().astype(int)]
     return {

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from ctx_export.core.errors import UserError
@@ -39,6 +40,20 @@ def check_drawing() -> None:
         ) from None
 
 
+def make_folder(folder: Path) -> None:
+    """The directory of a report, made before any long work; raises UserError where nothing can be
+    written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output {folder} cannot be written: {error.strerror}; choose another directory with "
+            "-o"
+        ) from None
+
+
 def save(
     folder: Path,
     name: str,
@@ -47,7 +62,7 @@ def save(
     page: Callable[[], str],
 ) -> list[Path]:
     """Write NAME.json, NAME.png and NAME.html into `folder`; returns where they are."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     places = [folder / f"{name}.{ending}" for ending in ("json", "png", "html")]
     text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     places[0].write_text(text, encoding="utf-8")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ctx_export.core.errors import UserError
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -30,9 +32,16 @@ class Scores:
     likeliest: Bools
 
     @classmethod
-    def of(cls, logits: Floats, targets: Ints) -> Scores:
-        """From the logits [N,V] before each of `targets` [N]."""
-        return cls(losses=losses(logits, targets), likeliest=logits.argmax(axis=1) == targets)
+    def of(cls, logits: Floats, targets: Ints, name: str = "the model") -> Scores:
+        """From the logits [N,V] of the model `name` before each of `targets` [N]; raises UserError
+        where a loss is no finite number, which no mean or comparison would tell."""
+        found = losses(logits, targets)
+        if not np.isfinite(found).all():
+            raise UserError(
+                f"logits of {name} are not finite, and nothing can be measured with them: the "
+                "precision overflows; export with --precision bf16 or fp32"
+            )
+        return cls(losses=found, likeliest=logits.argmax(axis=1) == targets)
 
     @classmethod
     def joined(cls, parts: list[Scores]) -> Scores:

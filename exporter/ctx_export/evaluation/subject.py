@@ -70,12 +70,12 @@ class PackageSubject:
         if session.contract.rope_length is not None:
             length = planned or len(tokens)
         logits = session.feed(tokens[:first], length, logits="last")
-        parts = [Scores.of(logits, tokens[first : first + 1])]
+        parts = [Scores.of(logits, tokens[first : first + 1], self.name)]
         # The last token is predicted, not fed.
         for start in range(first, len(tokens) - 1, _ROWS):
             end = min(start + _ROWS, len(tokens) - 1)
             rows = session.feed(tokens[start:end], length)[0]
-            parts.append(Scores.of(rows, tokens[start + 1 : end + 1]))
+            parts.append(Scores.of(rows, tokens[start + 1 : end + 1], self.name))
         return Scores.joined(parts)
 
 
@@ -111,7 +111,7 @@ class TransformersSubject:
         logits = model.logits(tokens[:-1], rows=rows, rotary=Rotary.UNMODIFIED)[0]
         for start in range(0, len(rows), _ROWS):
             targets = tokens[first + start : first + start + _ROWS]
-            parts.append(Scores.of(logits[start : start + _ROWS], targets))
+            parts.append(Scores.of(logits[start : start + _ROWS], targets, self.name))
         return Scores.joined(parts)
 
     def _model(self, length: int):  # type: ignore[no-untyped-def]

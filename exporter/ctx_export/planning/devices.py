@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,8 @@ def parse_memory(text: str) -> int:
     UserError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if match and match[2] in _UNITS:
-        size = int(float(match[1]) * _UNITS[match[2]])
-        if size >= 1:
+        size = int(Fraction(match[1]) * _UNITS[match[2]])
+        if 1 <= size < 2**63:
             return size
     raise UserError(f"memory {text!r} is not a size: write for example 8GB, 7.5GiB or 8589934592")
 

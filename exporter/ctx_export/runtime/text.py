@@ -11,13 +11,13 @@ from ctx_export.core.errors import UserError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_FILE = "tokenizer.json"
+TOKENIZER_NAME = "tokenizer.json"
 _REPLACEMENT = "�"  # how tokenizers shows bytes that are no whole character
 
 
 def has_tokenizer(directory: Path) -> bool:
     """Whether a package or a checkpoint can read text."""
-    return (directory / _FILE).is_file()
+    return (directory / TOKENIZER_NAME).is_file()
 
 
 class TextCodec:
@@ -30,7 +30,7 @@ class TextCodec:
     @classmethod
     def load(cls, directory: Path, bos_token_id: int | None) -> TextCodec:
         """Raises UserError where the package has no tokenizer.json or it cannot be read."""
-        path = directory / _FILE
+        path = directory / TOKENIZER_NAME
         if not has_tokenizer(directory):
             raise UserError(
                 f"{directory} has no tokenizer.json: copy the checkpoint's there, or feed token "

@@ -70,6 +70,16 @@ def test_llama_2_70b_at_128k(llama: str) -> None:
     ]
 
 
+def test_no_context_at_all_says_how_to_plan_for_fewer(llama: str) -> None:
+    """Weights of 128.5 GiB leave 0.5 GiB of 129 GiB: a cache of 4k tokens takes 1.25 GiB. A cache
+    of fixed size does not get smaller with the context."""
+    common = (llama, "--target", "8k", "--reserve", "0", "--memory")
+    told = "none: not even the tokens that the model was trained on fit"
+    assert told in " ".join(lines(*common, "129GiB", "--method", "yarn"))
+    assert told not in " ".join(lines(*common, "140GiB", "--method", "yarn"))
+    assert told not in " ".join(lines(*common, "129GiB", "--method", "streaming"))
+
+
 def test_the_exact_bytes_are_in_json(llama: str) -> None:
     found = report(llama, "--target", "128k", "--method", "yarn", "--max-batch", "2")
     (method,) = found["methods"]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -123,6 +125,18 @@ def test_the_recipe_is_one_that_ctx_export_takes(tmp_path):
     assert found.lines()[-1].startswith("use yarn 4: the smallest factor that holds")
 
 
+def test_a_cache_policy_is_not_called_the_smallest_factor():
+    last = advice(trial("landmark", None, 10.0)).lines()[-1]
+    assert last.startswith("use landmark: no scaling factor holds")
+
+
+def test_a_model_without_any_pass_key_is_told_of():
+    own = measured(10.0, 0.0)
+    found = replace(advice(trial("yarn", 4.0, 10.0, keys=0.0)), own=own)
+    assert "finds no pass key at 256" in found.lines()[-2]
+    assert not any("no pass key" in line for line in advice(trial("yarn", 4.0, 10.0)).lines())
+
+
 def test_where_nothing_holds_the_nearest_is_named_with_what_it_lacks(tmp_path):
     found = advice(trial("yarn", 4.0, 20.0))
     assert (
@@ -132,6 +146,13 @@ def test_where_nothing_holds_the_nearest_is_named_with_what_it_lacks(tmp_path):
     text = found.recipe()
     assert "does not hold, it lacks long perplexity 20.000 over 11.000" in text
     assert yaml.safe_load(text)["method"] == "yarn"
+
+
+def test_a_run_that_measured_nothing_leaves_no_earlier_recipe(tmp_path):
+    advice(trial("yarn", 4.0, 10.0)).save(tmp_path)
+    places = advice().save(tmp_path)
+    assert [place.name for place in places] == ["advise.json"]
+    assert not (tmp_path / "recipe.yaml").exists()
 
 
 def test_limits_out_of_range_are_refused():

@@ -87,6 +87,14 @@ def test_a_short_text_begins_again():
     assert text_of(question.tokens).count("zzz qqq xxx jjj") > 10
 
 
+def test_a_text_without_tokens_or_beyond_memory_is_refused():
+    setting = NeedleSetting(lengths=(200,), depths=(0.5,), keys=1)
+    with pytest.raises(UserError, match="no tokens"):
+        questions(letters(), np.array([], np.int64), Cell(length=200, depth=0.5), setting)
+    with pytest.raises(UserError, match="does not fit into memory"):
+        questions(letters(), np.arange(9), Cell(length=1 << 60, depth=0.5), setting)
+
+
 def test_a_length_that_the_question_alone_fills_is_refused():
     with pytest.raises(UserError, match=r"length 90 is too short: .* alone are \d+ tokens"):
         made(90, 0.5)

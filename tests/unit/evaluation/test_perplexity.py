@@ -70,6 +70,12 @@ def test_a_uniform_model_has_its_vocabulary_as_perplexity_everywhere():
     assert all(tokens[0] == 1 for tokens in subject.read)
 
 
+@pytest.mark.parametrize("length", [10**12, 10**30])
+def test_a_length_beyond_every_text_is_refused(length):
+    with pytest.raises(UserError, match="give a longer text"):
+        windows(np.arange(50), letters(), PerplexitySetting(lengths=(8, length)))
+
+
 def test_what_cannot_be_measured_is_refused_with_the_fix():
     def refused(pattern, **options):
         return pytest.raises(UserError, match=pattern)

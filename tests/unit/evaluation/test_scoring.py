@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from ctx_export.core.errors import UserError
 from ctx_export.evaluation.scoring import Perplexity, Scores, losses
 
 
@@ -18,6 +19,22 @@ def test_losses_are_pytorchs_cross_entropy():
 def test_logits_too_large_to_exponentiate_have_finite_losses():
     found = losses(np.array([[1e4, 0.0]], np.float32), np.array([1]))
     assert found[0] == pytest.approx(1e4)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_logits_that_overflowed_are_refused(broken):
+    logits = np.zeros((2, 3), np.float32)
+    logits[1, 2] = broken
+    with (
+        pytest.raises(UserError, match="logits of half are not finite"),
+        np.errstate(invalid="ignore"),
+    ):
+        Scores.of(logits, np.array([0, 1]), "half")
+
+
+def test_a_token_that_can_never_come_does_not_matter_to_the_others():
+    logits = np.array([[0.0, 0.0, -np.inf]], np.float32)
+    assert Scores.of(logits, np.array([0])).losses == pytest.approx([np.log(2)])
 
 
 def test_the_likeliest_token_is_the_largest_logit():

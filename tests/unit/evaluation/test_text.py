@@ -1,11 +1,20 @@
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ctx_export import demo
 from ctx_export.core.errors import UserError
-from ctx_export.evaluation.text import Codec, check_lengths, describe, read_text
+from ctx_export.evaluation.text import (
+    Codec,
+    check_lengths,
+    common_codec,
+    describe,
+    read_text,
+)
+from tests.unit.evaluation.fakes import Letters, letters
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\t\n"])
@@ -56,6 +65,19 @@ def test_a_tokenizer_that_puts_bos_in_front_itself_gives_one(tmp_path):
         codec = Codec.of(tmp_path / "c", bos, 2048)
         assert codec.beginning == (1,)
         assert codec.ids("some text").tolist() == demo_codec().ids("some text").tolist()
+
+
+def test_tokenizers_that_differ_late_in_a_text_are_not_compared(monkeypatch):
+    class Late(Letters):
+        def plain(self, text: str) -> list[int]:
+            return super().plain(text.replace("z", "yy"))
+
+    own, late = letters(), replace(letters(), codec=Late(), where="late")
+    monkeypatch.setattr(Codec, "of_package", lambda package: late if package.name == "b" else own)
+    packages = (Path("a"), Path("b"))
+    assert common_codec(packages, "a" * 9000) is own
+    with pytest.raises(UserError, match="letters and late have different tokenizers"):
+        common_codec(packages, "a" * 9000 + "z")
 
 
 def test_a_tokenizer_with_more_tokens_than_the_vocabulary_does_not_fit():

@@ -68,13 +68,14 @@ def test_an_unknown_device_is_told_with_the_nearest() -> None:
         ("1TB", 10**12),
         ("4096", 4096),
         ("4096B", 4096),
+        ("9007199254740993", 2**53 + 1),  # no float64
     ],
 )
 def test_memory_reads_as_people_write_it(text: str, size: int) -> None:
     assert parse_memory(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "much", "8 apples", "-8GB", "0GB", "8G"])
+@pytest.mark.parametrize("text", ["", "much", "8 apples", "-8GB", "0GB", "8G", 400 * "9"])
 def test_other_memory_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="write for example 8GB"):
         parse_memory(text)
