@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -250,6 +251,20 @@ def test_an_interrupted_run_goes_on_with_its_own_settings_only(checkpoint, text,
     with pytest.raises(UserError, match=r"interrupted run whose training is .* --restart"):
         finetune(other)
     assert len(finetune(replace(other, restart=True))) == 6
+
+
+def test_a_run_does_not_go_on_from_other_weights(checkpoint, text, tmp_path):
+    """LoRA's state has no weights of the model: they would be mixed."""
+    own = tmp_path / "own"
+    shutil.copytree(checkpoint, own)
+    asked = request(own, text, tmp_path / "out")
+    with pytest.raises(Interrupted):
+        finetune(asked, stop_after=2)
+    (shard,) = own.glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes())
+    os.utime(shard, (1, 1))
+    with pytest.raises(UserError, match="interrupted run whose model_weights is"):
+        finetune(asked)
 
 
 def test_a_file_where_the_state_would_be_is_named(checkpoint, text, tmp_path):

@@ -21,8 +21,7 @@ from typing import Any
 import click
 
 from ctx_export import demo
-from ctx_export.cli.common import terminal_progress
-from ctx_export.core.errors import UserError
+from ctx_export.cli.common import group, terminal_progress
 from ctx_export.evaluation import charts, pages
 from ctx_export.evaluation.needle import NeedleSetting
 from ctx_export.evaluation.needle_run import NeedleRun
@@ -136,7 +135,7 @@ def _options(function: Any) -> Any:
     return function
 
 
-@click.group()
+@group("python -m tools.eval.demo")
 def main() -> None:
     """Curves and heat maps of the demo by every method."""
 
@@ -191,7 +190,4 @@ def _opening(threads: int) -> Opening:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    main()

@@ -134,6 +134,7 @@ def _record(
     return {
         "model": request.recipe.model,
         "model_config": hashlib.sha256(config).hexdigest()[:16],
+        "model_weights": _weights(extension.checkpoint.directory),
         "method": extension.plan.method,
         "factor": extension.plan.factor,
         "original_context": extension.plan.original_context,
@@ -143,6 +144,15 @@ def _record(
         "text_tokens": digest,
         "training": asdict(settings),
     }
+
+
+def _weights(directory: Path) -> str:
+    """A digest of which weights a checkpoint has, by the shards' names, sizes and ages."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        stat = path.stat()
+        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _description(

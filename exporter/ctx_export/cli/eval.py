@@ -375,8 +375,8 @@ def advise(
 
     Every candidate is exported, measured at the trained length and at the target, and removed.
     Of each scaling method factors are tried from the smallest on until one holds; the smallest
-    factor of all that hold is advised. -o also writes recipe.yaml for ctx-export. Exits with 1
-    where nothing holds.
+    factor of all that hold is advised. -o also writes recipe.yaml for ctx-export, or nearest.yaml
+    and exit status 1 where nothing holds.
     """
     import tempfile
 

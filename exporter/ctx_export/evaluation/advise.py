@@ -15,14 +15,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ctx_export.core.errors import UserError
 from ctx_export.core.model_spec import ModelSpec
 from ctx_export.core.sizes import format_size
+from ctx_export.evaluation.scoring import mean_and_error
 
 # Shares of T/L that are tried as factors: below 1 the last positions lie beyond s·L, which some
 # methods bear for a while; above 1 the table is made for more than is asked.
 _SHARES = (0.5, 2**-0.5, 1.0, 2**0.5, 2.0)
 RECIPE_NAME = "recipe.yaml"
+NEAREST_NAME = "nearest.yaml"
 SCALING = ("yarn", "ntk", "linear", "dynamic-ntk")
 POLICIES = ("landmark", "self-extend", "dual-chunk")
 
@@ -71,12 +75,20 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Perplexity with its standard error, and the share of pass keys found, at one length."""
+    """Perplexity with its standard error, and the share of pass keys found, at one length. `means`
+    are the windows' mean losses in nats: of the same tokens at every length, for every model."""
 
     length: int
     perplexity: float
     error: float
     keys: float
+    means: tuple[float, ...]
+
+    def above(self, own: Measured) -> tuple[float, float]:
+        """By which share the perplexity lies above `own`'s, and one standard error of that, over
+        windows: what differs between texts is in both and cancels."""
+        mean, error = mean_and_error(np.array(self.means) - np.array(own.means))
+        return float(np.exp(mean) - 1), float(np.exp(mean) * error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,14 +129,15 @@ class Advice:
         }
 
     def save(self, folder: Path) -> list[Path]:
-        """Write advise.json, and recipe.yaml where anything was measured, in place of what an
-        earlier run left; returns where."""
-        (folder / RECIPE_NAME).unlink(missing_ok=True)
+        """Write advise.json and recipe.yaml, which is called nearest.yaml where nothing holds, in
+        place of what an earlier run left; returns where."""
+        for name in (RECIPE_NAME, NEAREST_NAME):
+            (folder / name).unlink(missing_ok=True)
         places = [folder / "advise.json"]
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
         places[0].write_text(text + "\n", encoding="utf-8")
         if recipe := self.recipe():
-            places.append(folder / RECIPE_NAME)
+            places.append(folder / (RECIPE_NAME if self.best else NEAREST_NAME))
             places[1].write_text(recipe, encoding="utf-8")
         return places
 
@@ -132,13 +145,13 @@ class Advice:
         """The table and the recommendation."""
         short, long = (format_size(n) for n in (self.own.length, self.setting.target))
         head = (
-            f"{'':<18}{'perplexity at ' + short:>24}{'at ' + long:>20}"
-            f"{'keys at ' + short:>14}{'at ' + long:>9}"
+            f"{'':<18}{'perplexity at ' + short:>20}{'above own':>16}{'at ' + long:>10}"
+            f"{'above own':>16}{'keys at ' + short:>13}{'at ' + long:>8}"
         )
         own = self.own
-        rows = [head, f"{'as it is':<18}{_value(own):>24}{'':>20}{_share(own):>14}"]
+        rows = [head, f"{'as it is':<18}{own.perplexity:>20.3f}{'':>42}{_share(own):>13}"]
         for trial in self.trials:
-            rows.append(_line(trial))
+            rows.append(_line(trial, own))
         if own.keys == 0:
             rows.append(
                 f"the model itself finds no pass key at {short}: keys say nothing here, only "
@@ -174,8 +187,9 @@ class Advice:
             return ""
         assert chosen.short is not None and chosen.long is not None
         what = "holds" if chosen.holds else f"does not hold, it lacks {chosen.lacks}"
+        name = RECIPE_NAME if chosen.holds else NEAREST_NAME
         lines = [
-            "# ctx-export --recipe recipe.yaml",
+            f"# ctx-export --recipe {name}",
             "#",
             f"# Measured by ctx-eval advise: {chosen.name} {what}.",
             f"# Perplexity {_value(chosen.short)} at {chosen.short.length} tokens, "
@@ -194,14 +208,21 @@ def _share(measured: Measured) -> str:
     return f"{100 * measured.keys:.0f} %"
 
 
-def _line(trial: Trial) -> str:
+def _line(trial: Trial, own: Measured) -> str:
     if trial.short is None or trial.long is None:
         return f"{trial.name:<18}  {trial.lacks}"
     figures = (
-        f"{_value(trial.short):>24}{_value(trial.long):>20}"
-        f"{_share(trial.short):>14}{_share(trial.long):>9}"
+        f"{trial.short.perplexity:>20.3f}{_above(trial.short, own):>16}"
+        f"{trial.long.perplexity:>10.3f}{_above(trial.long, own):>16}"
+        f"{_share(trial.short):>13}{_share(trial.long):>8}"
     )
     return f"{trial.name:<18}{figures}  {'holds' if trial.holds else 'lacks ' + str(trial.lacks)}"
+
+
+def _above(measured: Measured, own: Measured) -> str:
+    share, error = measured.above(own)
+    digits = 1 if abs(share) < 1 else 0
+    return f"{100 * share:+.{digits}f} ± {100 * error:.{digits}f} %"
 
 
 def nearest_trial(trials: Sequence[Trial]) -> Trial | None:

@@ -115,7 +115,9 @@ class Material:
         ]
         answers = ask(subject, self._questions(length))
         found = point(subject.name, np.stack(losses), scored)
+        means = tuple(round(float(row.mean()), 6) for row in losses)
         return Measured(
+            means=means,
             length=length,
             perplexity=found.perplexity,
             error=found.error,

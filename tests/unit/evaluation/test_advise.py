@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,8 @@ LIMITS = Limits(perplexity=0.1, keys=0.9)
 
 
 def measured(perplexity: float, keys: float, length: int = 256) -> Measured:
-    return Measured(length=length, perplexity=perplexity, error=0.1, keys=keys)
+    means = tuple(math.log(perplexity) + offset for offset in (-0.5, 0.0, 0.5))
+    return Measured(length=length, perplexity=perplexity, error=0.1, keys=keys, means=means)
 
 
 OWN = measured(10.0, 1.0)
@@ -146,6 +148,9 @@ def test_where_nothing_holds_the_nearest_is_named_with_what_it_lacks(tmp_path):
     text = found.recipe()
     assert "does not hold, it lacks long perplexity 20.000 over 11.000" in text
     assert yaml.safe_load(text)["method"] == "yarn"
+    # A script that looks for recipe.yaml does not ship it.
+    assert [place.name for place in found.save(tmp_path)] == ["advise.json", "nearest.yaml"]
+    assert "--recipe nearest.yaml" in (tmp_path / "nearest.yaml").read_text()
 
 
 def test_a_run_that_measured_nothing_leaves_no_earlier_recipe(tmp_path):
@@ -160,3 +165,13 @@ def test_limits_out_of_range_are_refused():
         Limits(perplexity=-1)
     with pytest.raises(UserError, match="keys-found is 2"):
         Limits(keys=2)
+
+
+def test_a_change_is_of_the_same_windows_whose_texts_cancel():
+    """Windows of very different texts, each 0.1 ± 0.02 nats worse."""
+    own = Measured(length=64, perplexity=9.0, error=5.0, keys=1.0, means=(1.0, 3.0, 5.0))
+    other = Measured(length=64, perplexity=9.9, error=5.0, keys=1.0, means=(1.08, 3.1, 5.12))
+    share, error = other.above(own)
+    assert share == pytest.approx(math.exp(0.1) - 1)
+    assert error == pytest.approx(math.exp(0.1) * 0.02 / math.sqrt(3))
+    assert own.above(own) == (0.0, 0.0)
