@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctx_export.core.cache_type import AUTO
 from ctx_export.core.errors import UserError, ValidationFailed
+from ctx_export.core.io_contract import GENAI
 from ctx_export.core.manifest import Manifest
 from ctx_export.core.plan import Plan, make_plan
 from ctx_export.core.progress import Progress, SilentProgress
@@ -148,6 +149,9 @@ def export_source(
         except UserError as error:
             told = str(error).replace(str(stage), str(output))
             raise UserError(f"{told}; --no-validate exports without the comparison") from None
+        if planned.io_contract == GENAI:
+            manifest, told_of_genai = _with_genai(manifest, planned, source, stage)
+            lines += told_of_genai
     if failed:
         raise ValidationFailed(
             f"{output} does not agree with {failed}: see {output}/report.md", lines
@@ -190,10 +194,24 @@ def _add_engine(
     manifest: Manifest, recipe: Recipe, own: str, stage: Path, progress: Progress
 ) -> tuple[Manifest, list[str]]:
     """Stage 6: the engine that the recipe's target builds, and what to say about it."""
+    if recipe.io == GENAI:
+        return manifest, []
     if own and recipe.engine == "auto":
         return manifest, [f"no engine was built: TensorRT has no {own} of onnxruntime's"]
     target = _choose_target(recipe)
     return target.build(manifest, stage, progress)  # type: ignore[no-any-return]
+
+
+def _with_genai(
+    manifest: Manifest, planned: Plan, source: Source, stage: Path
+) -> tuple[Manifest, list[str]]:
+    """The validated package with onnxruntime-genai's inputs and outputs."""
+    from ctx_export.build.genai_config import convert_to_genai
+
+    config = {} if source.checkpoint is None else source.checkpoint.config
+    manifest, lines = convert_to_genai(stage, manifest, planned, config)
+    manifest.save(stage)
+    return manifest, lines
 
 
 def _validated(
@@ -219,6 +237,9 @@ def _validated(
         reference = source.checkpoint.directory
         report = validate(stage, reference, tolerance=recipe.tolerance, progress=progress)
         report = replace(report, file=against)
+        if recipe.io == GENAI:
+            told = "the graph with its own inputs and outputs, before onnxruntime-genai's"
+            report = replace(report, facts={**report.facts, "interface": told})
     report.save(stage)
     manifest = replace(manifest, validation=report.summary)
     manifest.save(stage)

@@ -233,6 +233,7 @@ def test_every_size_option_of_an_export_is_taken() -> None:
         "method",
         "calibration",
         "engine",
+        "io",
         "parameters",
         "copy_weights",
         "validate",
