@@ -83,12 +83,17 @@ def run(recipe: Recipe, progress: Progress | None = None) -> Result:
     report).
     """
     from ctx_export.build.package import check_output
+    from ctx_export.serving.triton import check_repository, check_triton
 
     progress = progress or SilentProgress()
     output = recipe.output or recipe.default_output()
     check_output(output, force=recipe.force)
+    if recipe.triton_repository is not None:
+        check_repository(recipe.triton_repository, output.absolute().name, force=recipe.force)
     progress.stage("reading")
     planned, source = _read(recipe)
+    if recipe.triton_repository is not None:
+        check_triton(planned)
     _choose_target(recipe)  # refuses before any long work
     source = source or load_source(recipe, progress)
     return export_source(source, replace(recipe, output=output), progress, planned)
@@ -123,9 +128,12 @@ def export_source(
     """Stages 3 to 7 for a source that is already read at the recipe's precision."""
     from ctx_export.build.model import rewritten, write_model
     from ctx_export.build.package import copy_tokenizer, staged
+    from ctx_export.serving.triton import check_triton, write_repository
 
     progress = progress or SilentProgress()
     planned = planned or make_plan(source.spec, recipe)
+    if recipe.triton_repository is not None:
+        check_triton(planned)
     if source.precision != planned.precision:
         raise UserError(
             f"the source was traced in {source.precision}, the recipe asks for {planned.precision}"
@@ -156,6 +164,8 @@ def export_source(
         raise ValidationFailed(
             f"{output} does not agree with {failed}: see {output}/report.md", lines
         )
+    if recipe.triton_repository is not None:
+        lines += write_repository(output, manifest, recipe.triton_repository, recipe)
     return Result(output=output, manifest=manifest, lines=[f"package {output}", *lines])
 
 

@@ -58,6 +58,7 @@ class Recipe:
     max_chunk: int | None = None  # None: 1024, or the target where that is less
     parameters: Mapping[str, Any] = field(default_factory=dict)  # of the method, by HF key
     copy_weights: bool = False  # rather than share the source's files
+    triton_repository: Path | None = None  # Triton model repository to add the package to
     validate: bool = True
     tolerance: float | None = None  # None: 1e-3 of the logit scale in float32, else the rule
     force: bool = False
@@ -399,6 +400,7 @@ _CONVERTERS: dict[str, Callable[[Any, str], Any]] = {
     "max_batch": _size,
     "max_chunk": _size,
     "reference": _text,
+    "triton_repository": _path,
 }
 
 

@@ -234,6 +234,7 @@ def test_every_size_option_of_an_export_is_taken() -> None:
         "calibration",
         "engine",
         "io",
+        "triton_repository",
         "parameters",
         "copy_weights",
         "validate",
