@@ -158,7 +158,7 @@ def export_source(
             told = str(error).replace(str(stage), str(output))
             raise UserError(f"{told}; --no-validate exports without the comparison") from None
         if planned.io_contract == GENAI:
-            manifest, told_of_genai = _with_genai(manifest, planned, source, stage)
+            manifest, told_of_genai = _with_genai(manifest, planned, source, recipe, stage)
             lines += told_of_genai
     if failed:
         raise ValidationFailed(
@@ -213,13 +213,21 @@ def _add_engine(
 
 
 def _with_genai(
-    manifest: Manifest, planned: Plan, source: Source, stage: Path
+    manifest: Manifest, planned: Plan, source: Source, recipe: Recipe, stage: Path
 ) -> tuple[Manifest, list[str]]:
-    """The validated package with onnxruntime-genai's inputs and outputs."""
+    """The validated package with onnxruntime-genai's inputs and outputs, compared with what it
+    was before unless the recipe says not to."""
     from ctx_export.build.genai_config import convert_to_genai
+    from ctx_export.validate.genai_check import before_conversion, checked
 
+    before = before_conversion(stage, manifest) if recipe.validate else None
     config = {} if source.checkpoint is None else source.checkpoint.config
     manifest, lines = convert_to_genai(stage, manifest, planned, config)
+    if before is not None:
+        manifest, told = checked(stage, manifest, before)
+        lines.append(told)
+    else:
+        lines.append("the graph was not run with them")
     manifest.save(stage)
     return manifest, lines
 

@@ -39,10 +39,7 @@ def convert_to_genai(
     manifest = replace(manifest, io=plan.package_io, io_contract=GENAI)
     text = json.dumps(genai_config(manifest, plan, config), indent=1)
     (package / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
-    lines = [
-        f"inputs and outputs are onnxruntime-genai's ({CONFIG_NAME}); validation compares the "
-        "graph as it was before they were changed"
-    ]
+    lines = [f"inputs and outputs are onnxruntime-genai's: {CONFIG_NAME}"]
     if manifest.precision == "bf16":
         lines.append(
             "onnxruntime's CPU provider has no bfloat16 matrix product: onnxruntime-genai needs a "

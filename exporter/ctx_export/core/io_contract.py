@@ -59,8 +59,8 @@ def check_genai(
         if cache.policy == BOUNDED:
             raise UserError(
                 f"the cache of layer {layer} has {cache.capacity} slots however long the text is "
-                f"({cache.rule}), and onnxruntime-genai's grow with it: "
-                f"{_without_bound(recipe)}leave --io genai out"
+                f"({cache.rule}), and onnxruntime-genai's grow with it: leave --sinks, --window "
+                "and the cache policy out, or leave --io genai out"
             )
         if isinstance(cache.parameters, Landmark):
             raise UserError(
@@ -68,10 +68,3 @@ def check_genai(
                 "slot a token, and onnxruntime-genai has one: choose another, or leave --io "
                 "genai out"
             )
-
-
-def _without_bound(recipe: Recipe) -> str:
-    asked = (recipe.cache, recipe.sinks, recipe.window)
-    if any(asked):
-        return "leave --sinks, --window and the cache policy out, or "
-    return ""  # the model's own windows

@@ -190,9 +190,9 @@ def make_plan(spec: ModelSpec, recipe: Recipe) -> Plan:
         reach = decide_reach(request.policy, recipe, span=span, target=target, max_chunk=max_chunk)
     _check_landmark(spec, recipe)
     keys = "rotated" if resolved.length_table is None else "unrotated"
-    limits = CacheLimits(
-        target=target, max_chunk=max_chunk, keys=keys, may_bound=method.bounded_cache
-    )
+    # onnxruntime-genai's caches grow: a layer's own window is then a mask over a full one.
+    may_bound = method.bounded_cache and recipe.io != GENAI
+    limits = CacheLimits(target=target, max_chunk=max_chunk, keys=keys, may_bound=may_bound)
     caches = layer_caches(spec, request, limits, reach)
     precision = recipe.precision or spec.precision
     kind = CACHE_TYPES.get(recipe.kv_cache_dtype)
