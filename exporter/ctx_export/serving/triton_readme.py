@@ -71,8 +71,8 @@ token = int(feed(client, 1, [token], seen=len(ids)).argmax())
 ## What Triton does with the cache
 
 A sequence's cache is $bytes bytes, $slots,
-from its first request to its last or to $idle seconds of silence. $candidates sequences an instance
-have one, others wait; `max_candidate_sequences` changes that, and `count` the instances. At most
+from its first request to its last or to $idle seconds of silence. $candidates sequences of an
+instance have one, others wait; `max_candidate_sequences` and `count` change that. At most
 $batch requests of different sequences, with the same number of tokens, are computed together.
 
 Triton moves the whole cache with every request: into the batch, and from the model's output back
@@ -154,8 +154,8 @@ _ROPE_ROW = (
     "requests |\n"
 )
 _ONNX_NEEDS = (
-    "The image's onnxruntime must be 1.23 or newer. Instances run on GPUs where the container has\n"
-    "any (`--gpus all`); `KIND_CPU` in config.pbtxt keeps them off."
+    "The image's onnxruntime must be 1.23 or newer. It runs on GPUs where the container has any\n"
+    "(`--gpus all`); `KIND_CPU` in config.pbtxt keeps it off."
 )
 _ENGINE_NEEDS = (
     "The image's TensorRT must be the engine's, {version}, and the GPUs of compute capability "
