@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctx_export.core.cache_type import AUTO
 from ctx_export.core.errors import UserError, ValidationFailed
+from ctx_export.core.io_contract import GENAI
 from ctx_export.core.manifest import Manifest
 from ctx_export.core.plan import Plan, make_plan
 from ctx_export.core.progress import Progress, SilentProgress
@@ -82,12 +83,17 @@ def run(recipe: Recipe, progress: Progress | None = None) -> Result:
     report).
     """
     from ctx_export.build.package import check_output
+    from ctx_export.serving.triton import check_repository, check_triton
 
     progress = progress or SilentProgress()
     output = recipe.output or recipe.default_output()
     check_output(output, force=recipe.force)
+    if recipe.triton_repository is not None:
+        check_repository(recipe.triton_repository, output.absolute().name, force=recipe.force)
     progress.stage("reading")
     planned, source = _read(recipe)
+    if recipe.triton_repository is not None:
+        check_triton(planned)
     _choose_target(recipe)  # refuses before any long work
     source = source or load_source(recipe, progress)
     return export_source(source, replace(recipe, output=output), progress, planned)
@@ -122,9 +128,12 @@ def export_source(
     """Stages 3 to 7 for a source that is already read at the recipe's precision."""
     from ctx_export.build.model import rewritten, write_model
     from ctx_export.build.package import copy_tokenizer, staged
+    from ctx_export.serving.triton import check_triton, write_repository
 
     progress = progress or SilentProgress()
     planned = planned or make_plan(source.spec, recipe)
+    if recipe.triton_repository is not None:
+        check_triton(planned)
     if source.precision != planned.precision:
         raise UserError(
             f"the source was traced in {source.precision}, the recipe asks for {planned.precision}"
@@ -148,10 +157,15 @@ def export_source(
         except UserError as error:
             told = str(error).replace(str(stage), str(output))
             raise UserError(f"{told}; --no-validate exports without the comparison") from None
+        if planned.io_contract == GENAI:
+            manifest, told_of_genai = _with_genai(manifest, planned, source, recipe, stage)
+            lines += told_of_genai
     if failed:
         raise ValidationFailed(
             f"{output} does not agree with {failed}: see {output}/report.md", lines
         )
+    if recipe.triton_repository is not None:
+        lines += write_repository(output, manifest, recipe.triton_repository, recipe)
     return Result(output=output, manifest=manifest, lines=[f"package {output}", *lines])
 
 
@@ -190,10 +204,32 @@ def _add_engine(
     manifest: Manifest, recipe: Recipe, own: str, stage: Path, progress: Progress
 ) -> tuple[Manifest, list[str]]:
     """Stage 6: the engine that the recipe's target builds, and what to say about it."""
+    if recipe.io == GENAI:
+        return manifest, []
     if own and recipe.engine == "auto":
         return manifest, [f"no engine was built: TensorRT has no {own} of onnxruntime's"]
     target = _choose_target(recipe)
     return target.build(manifest, stage, progress)  # type: ignore[no-any-return]
+
+
+def _with_genai(
+    manifest: Manifest, planned: Plan, source: Source, recipe: Recipe, stage: Path
+) -> tuple[Manifest, list[str]]:
+    """The validated package with onnxruntime-genai's inputs and outputs, compared with what it
+    was before unless the recipe says not to."""
+    from ctx_export.build.genai_config import convert_to_genai
+    from ctx_export.validate.genai_check import before_conversion, checked
+
+    before = before_conversion(stage, manifest) if recipe.validate else None
+    config = {} if source.checkpoint is None else source.checkpoint.config
+    manifest, lines = convert_to_genai(stage, manifest, planned, config)
+    if before is not None:
+        manifest, told = checked(stage, manifest, before)
+        lines.append(told)
+    else:
+        lines.append("the graph was not run with them")
+    manifest.save(stage)
+    return manifest, lines
 
 
 def _validated(
@@ -219,6 +255,9 @@ def _validated(
         reference = source.checkpoint.directory
         report = validate(stage, reference, tolerance=recipe.tolerance, progress=progress)
         report = replace(report, file=against)
+        if recipe.io == GENAI:
+            told = "the graph with its own inputs and outputs, before onnxruntime-genai's"
+            report = replace(report, facts={**report.facts, "interface": told})
     report.save(stage)
     manifest = replace(manifest, validation=report.summary)
     manifest.save(stage)

@@ -40,7 +40,8 @@ def link_files(
     for file in sorted(files):
         name = _free_name(file.name, used)
         used.add(name)
-        done[file] = LinkedFile(name=name, how=_put(file.resolve(), directory / name, hard_links))
+        how = share_file(file, directory / name, hard_links=hard_links)
+        done[file] = LinkedFile(name=name, how=how)
     return done
 
 
@@ -53,7 +54,9 @@ def _free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def _put(file: Path, target: Path, hard_links: bool) -> str:
+def share_file(file: Path, target: Path, *, hard_links: bool = True) -> str:
+    """Make `target` the same as `file`, and say how: cloned, linked or copied."""
+    file = file.resolve()
     if _clone(file, target):
         return "cloned"
     try:

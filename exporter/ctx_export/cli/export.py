@@ -32,6 +32,12 @@ from ctx_export.core.recipe import Recipe, build_recipe
     type=click.Path(path_type=Path),
     help="Package directory. [default: named from model, method and target]",
 )
+@click.option(
+    "--triton-repository",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Add the package to a Triton model repository too, under its name.",
+)
 @click.option("--force", is_flag=True, help="Replace an output directory that exists.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @json_option

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ctx_export.cli.inspect_rows import Row, files_row, format_bytes, model_row, short
+from ctx_export.core.io_contract import GENAI
 from ctx_export.core.rules import rule_of_json
 from ctx_export.core.sizes import format_size
 
@@ -33,6 +34,8 @@ def package_rows(report: Mapping[str, Any]) -> Iterator[Row]:
     )
     yield "precision", report["precision"]
     yield "weights", f"{report['weights'].get('storage', '?')}, {files_row(report['weights'])}"
+    if report["io_contract"] == GENAI:
+        yield "interface", "onnxruntime-genai's, for its Generator; sessions do not open it"
     yield "engine", _engine(report["engine"])
     yield "plugins", _plugins(report["plugins"])
     yield "validation", _validation(report["validation"])

@@ -11,6 +11,7 @@ import click
 from ctx_export import cache as cache_policies
 from ctx_export.cli.common import Size
 from ctx_export.core.cache_type import KV_CACHE_DTYPES
+from ctx_export.core.io_contract import IO_CONTRACTS
 from ctx_export.core.model_spec import PRECISIONS
 from ctx_export.core.recipe import ENGINES
 from ctx_export.scaling import names
@@ -157,6 +158,12 @@ def package_options(function: Decorated) -> Decorated:
         ),
         click.option(
             "--engine", metavar="NAME", help=f"{', '.join(ENGINES)}. [default: {ENGINES[0]}]"
+        ),
+        click.option(
+            "--io",
+            metavar="NAME",
+            help=f"Inputs and outputs of the graph, {' or '.join(IO_CONTRACTS)}: genai are those "
+            f"of onnxruntime-genai, which then runs the package. [default: {IO_CONTRACTS[0]}]",
         ),
         limit_options,
         click.option(

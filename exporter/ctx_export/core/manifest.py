@@ -21,6 +21,7 @@ ROLES = (
     "seen",  # [batch] int64: tokens of the sequence before this call
     "new",  # [batch] int64: rows of this call that are tokens
     "rope_length",  # [batch] int64, methods whose table depends on the length
+    "attention_mask",  # [batch, total] int64, of io_contract genai: what seen and new follow from
     "logit_rows",  # [batch, rows] int64: rows that go through the vocabulary projection
     "past_key",
     "past_value",
@@ -97,6 +98,7 @@ class Manifest:
     engine: Mapping[str, Any] | None = None
     plugins: Mapping[str, Any] | None = None
     validation: Mapping[str, Any] | None = None
+    io_contract: str = "native"  # whose names and meanings `io` has: native, genai
     format_version: int = FORMAT_VERSION
 
     @property

@@ -18,6 +18,7 @@ from ctx_export.core.cache_plan import (
 )
 from ctx_export.core.cache_type import CACHE_TYPES, ELEMENT_BYTES, CacheType, LayerScales
 from ctx_export.core.errors import UserError
+from ctx_export.core.io_contract import GENAI, NATIVE, check_genai, genai_io
 from ctx_export.core.manifest import BOUNDED, FULL, CacheInfo, TensorInfo
 from ctx_export.core.model_spec import ModelSpec
 from ctx_export.core.recipe import Recipe
@@ -51,6 +52,7 @@ class Plan:
     cache_type: CacheType | None  # of a quantised cache, None: of the precision's type
     caches: tuple[CacheInfo, ...]  # per layer
     io: tuple[TensorInfo, ...]
+    io_contract: str = NATIVE  # what `io` becomes once the package is validated
     # Once a quantised cache is calibrated: per layer, and on what, in words.
     scales: tuple[LayerScales, ...] | None = None
     calibration: str | None = None
@@ -59,6 +61,11 @@ class Plan:
     def cache_dtype(self) -> str:
         """Element type of the caches."""
         return cache_dtype(self.precision, self.cache_type)
+
+    @property
+    def package_io(self) -> tuple[TensorInfo, ...]:
+        """Inputs and outputs of the finished package."""
+        return genai_io(self.io) if self.io_contract == GENAI else self.io
 
     @property
     def cache_bytes(self) -> int:
@@ -93,8 +100,8 @@ class Plan:
             f"{self.cache_bytes} bytes per sequence",
             "precision": self.precision,
             "limits": f"batch {self.max_batch}, chunk {self.max_chunk}",
-            "inputs": ", ".join(_signature(self.io, past=True)),
-            "outputs": ", ".join(_signature(self.io, past=False)),
+            "inputs": ", ".join(_signature(self.package_io, past=True)),
+            "outputs": ", ".join(_signature(self.package_io, past=False)),
         }
         return "\n".join(f"{name + ':':<12} {text}" for name, text in rows.items())
 
@@ -113,7 +120,8 @@ class Plan:
             "kv_cache_dtype": self.cache_dtype,
             "layers": [asdict(cache) for cache in self.caches],
             "cache_bytes_per_sequence": self.cache_bytes,
-            "io": [asdict(tensor) for tensor in self.io],
+            "io_contract": self.io_contract,
+            "io": [asdict(tensor) for tensor in self.package_io],
         }
 
     def kv_cache_json(self) -> dict[str, Any] | None:
@@ -182,13 +190,15 @@ def make_plan(spec: ModelSpec, recipe: Recipe) -> Plan:
         reach = decide_reach(request.policy, recipe, span=span, target=target, max_chunk=max_chunk)
     _check_landmark(spec, recipe)
     keys = "rotated" if resolved.length_table is None else "unrotated"
-    limits = CacheLimits(
-        target=target, max_chunk=max_chunk, keys=keys, may_bound=method.bounded_cache
-    )
+    # onnxruntime-genai's caches grow: a layer's own window is then a mask over a full one.
+    may_bound = method.bounded_cache and recipe.io != GENAI
+    limits = CacheLimits(target=target, max_chunk=max_chunk, keys=keys, may_bound=may_bound)
     caches = layer_caches(spec, request, limits, reach)
     precision = recipe.precision or spec.precision
     kind = CACHE_TYPES.get(recipe.kv_cache_dtype)
     rope_length = resolved.length_table is not None
+    if recipe.io == GENAI:
+        check_genai(recipe, caches, method=method.name, by_length=rope_length)
     return Plan(
         spec=spec,
         method=method.name,
@@ -206,6 +216,7 @@ def make_plan(spec: ModelSpec, recipe: Recipe) -> Plan:
         cache_type=kind,
         caches=caches,
         io=package_io(spec, precision, caches, cache_type=kind, rope_length=rope_length),
+        io_contract=recipe.io,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ctx_export.core.cache_type import AUTO, KV_CACHE_DTYPES
 from ctx_export.core.errors import UserError
+from ctx_export.core.io_contract import IO_CONTRACTS, NATIVE
 from ctx_export.core.model_spec import PRECISIONS
 from ctx_export.core.sizes import format_size, parse_size
 
@@ -52,10 +53,12 @@ class Recipe:
     kv_cache_dtype: str = AUTO  # auto (as the precision), fp8, int8
     calibration: Path | None = None  # text that a quantised cache's scales are chosen from
     engine: str = "auto"  # auto, none, tensorrt, tensorrt-rtx
+    io: str = NATIVE  # whose inputs and outputs the graph has: native, genai
     max_batch: int = 1
     max_chunk: int | None = None  # None: 1024, or the target where that is less
     parameters: Mapping[str, Any] = field(default_factory=dict)  # of the method, by HF key
     copy_weights: bool = False  # rather than share the source's files
+    triton_repository: Path | None = None  # Triton model repository to add the package to
     validate: bool = True
     tolerance: float | None = None  # None: 1e-3 of the logit scale in float32, else the rule
     force: bool = False
@@ -70,6 +73,7 @@ class Recipe:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         _check_choice("engine", self.engine, ENGINES)
+        _check_choice("io", self.io, IO_CONTRACTS)
         self._check_reference()
         self._check_calibration()
         for name, least in (("factor", 1.0), ("tolerance", None)):
@@ -391,10 +395,12 @@ _CONVERTERS: dict[str, Callable[[Any, str], Any]] = {
     "kv_cache_dtype": _text,
     "calibration": _path,
     "engine": _text,
+    "io": _text,
     "copy_weights": _boolean,
     "max_batch": _size,
     "max_chunk": _size,
     "reference": _text,
+    "triton_repository": _path,
 }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctx_export.core.errors import UserError
+from ctx_export.core.io_contract import NATIVE
 from ctx_export.core.manifest import BOUNDED, MODEL_NAME, Manifest
 from ctx_export.core.model_spec import UNKNOWN_FAMILY
 from ctx_export.core.plan import describe_caches
@@ -72,6 +73,12 @@ def run(
     started = time.monotonic()
     progress = progress or SilentProgress()
     manifest = Manifest.load(package)
+    if manifest.io_contract != NATIVE:
+        raise UserError(
+            f"{package} has the inputs and outputs of io {manifest.io_contract}, and the native "
+            "ones are compared: ctx-export does so before it changes them, see its report.md; "
+            "export again without --io genai to compare now"
+        )
     checkpoint = _checked(manifest, reference)
     found = _engine(manifest, package)
     if need_engine:

@@ -128,6 +128,13 @@ def test_package_in_json(package):
     assert len(got["io"]) == 6
 
 
+def test_a_package_for_onnxruntime_genai_says_so(package):
+    path = package / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "io_contract": "genai"}))
+    told = "onnxruntime-genai's, for its Generator; sessions do not open it"
+    assert rows(package)["interface"] == told
+
+
 def test_a_changed_or_missing_plugin_library_is_told(package):
     library = package / "libctx_plugins.so"
     library.write_bytes(LIBRARY + b"!")

@@ -243,6 +243,8 @@ def test_every_size_option_of_an_export_is_taken() -> None:
         "method",
         "calibration",
         "engine",
+        "io",
+        "triton_repository",
         "parameters",
         "copy_weights",
         "validate",

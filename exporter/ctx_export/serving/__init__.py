@@ -1,0 +1,1 @@
+"""Packages laid out for servers, one server a module."""
