@@ -50,6 +50,12 @@ std::string pluginLibrary(std::string const& directory, PluginInfo const& plugin
 {
     checkInside("the plugin library", plugins.file);
     std::string const path = pathIn(directory, plugins.file);
+    if (FileKind const kind = fileKind(path); kind != FileKind::kREGULAR)
+    {
+        fail("the plugin library " + path
+            + " cannot be read: " + (kind == FileKind::kNONE ? "No such file or directory" : "it is no regular file")
+            + "; export the package again");
+    }
     std::string const found = sha256Of(path);
     if (found != plugins.sha256)
     {
@@ -79,6 +85,34 @@ Result<Package> openPackage(std::string const& directory) noexcept
                 package.pluginLibrary = pluginLibrary(directory, *package.manifest.plugins);
             }
             return package;
+        });
+}
+
+Status checkEngine(
+    Package const& package, std::string const& runtime, std::string const& version, int64_t batch) noexcept
+{
+    return guarded<Status>(
+        [&]
+        {
+            std::optional<EngineInfo> const& engine = package.manifest.engine;
+            if (!engine || engine->runtime != runtime)
+            {
+                fail("the package has " + (engine ? "an engine for " + engine->runtime : std::string{"no engine"})
+                    + ": export it with --engine " + runtime
+                    + (engine ? ", or open it with engine " + engine->runtime : std::string{}));
+            }
+            if (engine->version != version)
+            {
+                fail("the engine was built by " + runtime + " " + engine->version + ", installed is " + version
+                    + ": export the package again, or install " + engine->version);
+            }
+            if (batch > package.contract.maxBatch)
+            {
+                throw Failure{StatusCode::kINVALID_ARGUMENT,
+                    "batch is " + std::to_string(batch) + ", the engine takes at most "
+                        + std::to_string(package.contract.maxBatch) + " sequences: export with a larger --max-batch"};
+            }
+            return Status{};
         });
 }
 

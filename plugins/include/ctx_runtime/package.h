@@ -20,6 +20,11 @@ struct Package
 // one that the package was exported with.
 CTX_RUNTIME_API Result<Package> openPackage(std::string const& directory) noexcept;
 
+// Whether the package's engine can be loaded by `runtime` (tensorrt, tensorrt-rtx) of `version` for `batch` sequences:
+// what an engine's factory asks first.
+CTX_RUNTIME_API Status checkEngine(
+    Package const& package, std::string const& runtime, std::string const& version, int64_t batch) noexcept;
+
 } // namespace ctx::runtime
 
 #endif

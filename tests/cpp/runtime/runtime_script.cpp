@@ -2,8 +2,9 @@
 //
 // Usage: ctx_runtime_script PACKAGE CHECKPOINT BATCH CHUNK
 //   feed PLAN ROW:ID,ID… …         the likeliest token after each sequence: ROW:ID …
-//   generate COUNT PLAN ROW:ID,… … ROW:ID,ID… … (greedy, end tokens ignored)
+//   generate COUNT PLAN ROW:ID,ID… …   COUNT greedy tokens of each sequence, end tokens ignored: ROW:ID,ID… …
 //   truncate ROW LENGTH    fork ROW TARGET|-    reset ROW    lengths    capacity
+//   candidates TEMPERATURE TOPK TOPP LOGIT,LOGIT,…: TOKEN:PROBABILITY …
 // PLAN is a rope length or -. A failure answers "error CODE MESSAGE".
 
 #include "ctx_runtime/generate.h"
@@ -115,6 +116,29 @@ std::string generateAll(Session& session, std::istringstream& arguments)
     return answer;
 }
 
+std::string candidatesOf(std::istringstream& arguments)
+{
+    std::string text;
+    ctx::runtime::Sampling sampling;
+    arguments >> sampling.temperature >> sampling.topK >> sampling.topP >> text;
+    std::vector<float> logits;
+    std::istringstream rest{text};
+    for (std::string logit; std::getline(rest, logit, ',');)
+    {
+        logits.push_back(std::strtof(logit.c_str(), nullptr));
+    }
+    auto const made = ctx::runtime::candidates(logits.data(), static_cast<int64_t>(logits.size()), sampling);
+    std::string answer = made.ok() ? "ok" : told(made.status());
+    for (size_t i = 0; made.ok() && i < made->size(); ++i)
+    {
+        char text[64];
+        std::snprintf(
+            text, sizeof(text), " %lld:%.17g", static_cast<long long>((*made)[i].token), (*made)[i].probability);
+        answer += text;
+    }
+    return answer;
+}
+
 std::string answerTo(Session& session, std::string const& line)
 {
     std::istringstream arguments{line};
@@ -127,6 +151,10 @@ std::string answerTo(Session& session, std::string const& line)
     if (command == "generate")
     {
         return generateAll(session, arguments);
+    }
+    if (command == "candidates")
+    {
+        return candidatesOf(arguments);
     }
     std::string first;
     std::string second;
