@@ -57,6 +57,7 @@ CASES = [
     *("a_call_that_fails_leaves_what_the_cache_still_serves", "a_feed_is_cancelled_between_calls"),
     *("memory_that_runs_out_changes_nothing", "sequences_are_forked_truncated_and_reset"),
     "a_ring_forgets_and_is_taken_back_by_its_spare_slots",
+    "a_forked_ring_reaches_back_no_farther",
     *("an_engine_that_affords_less_gets_less", "a_second_thread_is_refused"),
     *("options_that_make_no_sense_are_refused", "tokens_lie_where_the_rules_say"),
     *("slots_in_use_stop_at_the_capacity", "a_ring_can_be_taken_back_by_its_spare_slots"),
@@ -186,26 +187,57 @@ def test_sequences_are_cut_forked_and_reset_alike(both: Ask, text: list[int]) ->
 
 
 def test_the_maximum_is_refused_alike(
-    package: Path, script_program: Path, text: list[int]
+    both: Ask, package: Path, script_program: Path, text: list[int]
 ) -> None:
-    """A full package takes 1024 tokens; the refused feed changes nothing on either side."""
-    if package.name == "streaming":
-        pytest.skip("a bounded package has no maximum")
+    """A full package takes 1024 tokens; the refused feed changes nothing on either side. A bounded
+    one takes any number."""
     ids = (text * 4)[:1030]
-    lines = [
-        feed({0: ids[:1020]}),
-        feed({0: ids[1020:1030]}),
-        feed({0: ids[1020:1024]}),
-        "lengths",
-    ]
+    first, too_many, rest = feed({0: ids[:1020]}), feed({0: ids[1020:]}), feed({0: ids[1020:1024]})
+    if package.name == "streaming":
+        assert both(first, too_many, "lengths")[-1] == "ok 1030"
+        return
+    lines = [first, too_many, rest, "lengths"]
     found = in_cpp(script_program, package, CHECKPOINT, lines, batch=1, chunk=0)
     with open_session(package, threads=1) as session:
         python = PythonSession(session)
-        expected = [python.answer(lines[0])]
+        expected = [python.answer(first)]
         with pytest.raises(ContextLimitError) as refused:
-            python.answer(lines[1])
-        expected += [f"error 3 {refused.value}", python.answer(lines[2]), "ok 1024"]
+            python.answer(too_many)
+        expected += [f"error 3 {refused.value}", python.answer(rest), "ok 1024"]
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "dynamic-yarn"},
+        {"method": "proportional", "factor": 4.0},
+        {"cache": "lm-infinite"},
+        {"cache": "sliding-window"},
+        {"cache": "memory"},
+        {"cache": "landmark"},
+        {"cache": "self-extend"},
+        {"cache": "dual-chunk"},
+    ],
+    ids=str,
+)
+def test_packages_of_every_policy_are_understood(
+    traced: Source, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Their manifests pass the checks that refuse sizes which do not go together."""
+    recipe = Recipe(
+        model="demo",
+        output=tmp_path / "package",
+        target=1024,
+        precision="fp32",
+        engine="none",
+        validate=False,
+        **options,
+    )
+    package = export_source(traced, recipe).output
+    command = [program("ctx_runtime_check"), package, "tensorrt", "10", "1"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.stdout == "the package has no engine: export it with --engine tensorrt\n"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def check() -> Path:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package with an engine for a TensorRT-RTX that software plays, on a machine that has it."""
+    """A package with an engine for a TensorRT-RTX that software plays, and a machine with it."""
     context_package.write(tmp_path)
     software_engine.add_engine(tmp_path)
     restate(tmp_path, scaling=SCALING)

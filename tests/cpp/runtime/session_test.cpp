@@ -267,6 +267,19 @@ void aRingForgetsAndIsTakenBackByItsSpareSlots()
     CHECK(isFailure(session->truncate(0, 50), StatusCode::kSEQUENCE_STATE, "spare slots reach back"));
 }
 
+void aForkedRingReachesBackNoFarther()
+{
+    EngineRecord record;
+    auto const session = fakeSession(record, manifestJson(true), 2);
+    Logits logits;
+    CHECK(feedRow(*session, counting(100), logits).ok() && session->fork(0).ok());
+    CHECK(isFailure(session->truncate(1, 50), StatusCode::kSEQUENCE_STATE, "spare slots reach back"));
+    CHECK(session->reset(0).ok() && feedRow(*session, {1}, logits, 1).ok());
+    Tokens tokens = counting(100);
+    tokens.push_back(1);
+    CHECK(chosen(logits, 1) == expected(tokens, 2, 6));
+}
+
 void anEngineThatAffordsLessGetsLess()
 {
     EngineRecord record;
@@ -341,6 +354,7 @@ Cases sessionCases()
         {"memory_that_runs_out_changes_nothing", memoryThatRunsOutChangesNothing},
         {"sequences_are_forked_truncated_and_reset", sequencesAreForkedTruncatedAndReset},
         {"a_ring_forgets_and_is_taken_back_by_its_spare_slots", aRingForgetsAndIsTakenBackByItsSpareSlots},
+        {"a_forked_ring_reaches_back_no_farther", aForkedRingReachesBackNoFarther},
         {"an_engine_that_affords_less_gets_less", anEngineThatAffordsLessGetsLess},
         {"a_second_thread_is_refused", aSecondThreadIsRefused},
         {"options_that_make_no_sense_are_refused", optionsThatMakeNoSenseAreRefused},

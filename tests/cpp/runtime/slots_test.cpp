@@ -98,6 +98,10 @@ void aRingCanBeTakenBackByItsSpareSlots()
     CHECK(shortestLength(7, ring()) == 0); // nothing was overwritten
     CHECK(shortestLength(8, ring()) == 5); // token 2 is gone; at 5 tokens 3, 4, 5 are seen
     CHECK(shortestLength(20, ring()) == 17);
+    // Slots for two averages more than a query sees: block m is kept until block m + 4 is. After 41 tokens blocks up to
+    // (41 - 5) / 2 - 1 = 17 are averages, the oldest kept is 14; at 39 blocks 15 and 16 are seen.
+    CHECK(shortestLength(8, memory()) == 0 && shortestLength(9, memory()) == 7);
+    CHECK(shortestLength(20, memory()) == 17 && shortestLength(41, memory()) == 39);
 }
 
 void capacityGrowsByAQuarterInStepsOf256()
