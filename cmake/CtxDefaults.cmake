@@ -24,3 +24,13 @@ endif()
 
 # Warnings of the C++ parts; nvcc's host compiler gets the same in plugins/CMakeLists.txt.
 set(CTX_CXX_WARNINGS -Wall -Wextra -Wpedantic -Wno-unknown-pragmas)
+
+# Warnings as errors, and the sanitizers asked for: of the runtime and its tests.
+function(ctx_compile_strictly target)
+  target_compile_options(${target} PRIVATE ${CTX_CXX_WARNINGS} -Werror)
+  if(CTX_SANITIZE)
+    target_compile_options(${target} PRIVATE -g -fno-omit-frame-pointer -fsanitize=${CTX_SANITIZE}
+      -fno-sanitize-recover=all)
+    target_link_options(${target} PRIVATE -fsanitize=${CTX_SANITIZE})
+  endif()
+endfunction()
