@@ -161,7 +161,13 @@ def start(packages: dict[str, Path], text: Path, out: Path) -> subprocess.Popen[
         str(packages["none"]), "--text", str(text), *ARGUMENTS, "-o", str(out),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    # A shell's background job, as a test run may be, ignores SIGINT and hands that on.
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
