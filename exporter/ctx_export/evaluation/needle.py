@@ -190,7 +190,7 @@ def questions(codec: Codec, ids: Ints, cell: Cell, setting: NeedleSetting) -> li
 def _question(
     codec: Codec, ids: Ints, cell: Cell, setting: NeedleSetting, number: int
 ) -> Question:
-    """One question; needle and text depend on its number and the seed alone, not on the cell."""
+    """One question; its needle depends on its number and the seed alone, not on the cell."""
     draw = np.random.default_rng([setting.seed, number])
     needles = FORMS[setting.form](draw, setting.needles)
     told = [codec.ids(needle.told) for needle in needles]
@@ -236,8 +236,7 @@ def _hidden(filler: Ints, told: Sequence[Ints], depths: Sequence[float]) -> Ints
 
 
 def ask(subject: Subject, asked: Sequence[Question]) -> tuple[Answer, ...]:
-    """The subject's answers. A planned length of the whole text counts for methods that take
-    one."""
+    """The subject's answers."""
     found = []
     for question in asked:
         scores = subject.score(question.tokens, question.first)

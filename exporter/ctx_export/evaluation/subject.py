@@ -6,15 +6,18 @@ Both answer one question: how likely the tokens of a text are, each given all be
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ctx_export.core.errors import UserError
 from ctx_export.core.manifest import BOUNDED, Manifest
 from ctx_export.evaluation.scoring import Ints, Scores
 from ctx_export.runtime.session import Session, open_session
+
+if TYPE_CHECKING:
+    from ctx_export.validate.torch_reference import TorchReference
 
 # Tokens whose logits are in memory at once.
 _ROWS = 512
@@ -29,11 +32,11 @@ class Subject(Protocol):
     @property
     def limit(self) -> int | None: ...
 
-    def score(self, tokens: Ints, first: int, planned: int | None = None) -> Scores:
+    def score(self, tokens: Ints, first: int) -> Scores:
         """Scores of tokens[first:], `first` of at least 1; the text [N] is read from scratch.
 
-        `planned`: the length that methods whose frequencies follow the length use throughout;
-        default N.
+        Methods whose frequencies follow the length use N throughout. Raises UserError for logits
+        that are not finite.
         """
         ...
 
@@ -63,12 +66,10 @@ class PackageSubject:
     def limit(self) -> int | None:
         return self._session.contract.max_context
 
-    def score(self, tokens: Ints, first: int, planned: int | None = None) -> Scores:
+    def score(self, tokens: Ints, first: int) -> Scores:
         session = self._session
         session.reset()
-        length = None
-        if session.contract.rope_length is not None:
-            length = planned or len(tokens)
+        length = None if session.contract.rope_length is None else len(tokens)
         logits = session.feed(tokens[:first], length, logits="last")
         parts = [Scores.of(logits, tokens[first : first + 1], self.name)]
         # The last token is predicted, not fed.
@@ -95,17 +96,17 @@ class TransformersSubject:
         self._by_length = manifest.has_role("rope_length")
         self._scaling = Scaling.of(manifest)
         self._limit = manifest.max_context
-        self._held: tuple[int | None, object] | None = None
+        self._held: tuple[int | None, TorchReference] | None = None
         _check_has_method(name, manifest)
 
     @property
     def limit(self) -> int | None:
         return self._limit
 
-    def score(self, tokens: Ints, first: int, planned: int | None = None) -> Scores:
+    def score(self, tokens: Ints, first: int) -> Scores:
         from ctx_export.validate.torch_reference import Rotary
 
-        model = self._model(planned or len(tokens))
+        model = self._model(len(tokens))
         parts = []
         rows = range(first - 1, len(tokens) - 1)
         logits = model.logits(tokens[:-1], rows=rows, rotary=Rotary.UNMODIFIED)[0]
@@ -114,10 +115,8 @@ class TransformersSubject:
             parts.append(Scores.of(logits[start : start + _ROWS], targets, self.name))
         return Scores.joined(parts)
 
-    def _model(self, length: int):  # type: ignore[no-untyped-def]
+    def _model(self, length: int) -> TorchReference:
         """The model; where the table follows the length, one made for `length`."""
-        from dataclasses import replace
-
         from ctx_export.validate.torch_reference import (
             TorchReference,
             hugging_face_rope,
@@ -150,8 +149,6 @@ def open_subjects(
 ) -> Iterator[list[Subject]]:
     """The packages by their directory's names, and after each, where `checkpoint` is given, the
     same method in transformers."""
-    from contextlib import ExitStack
-
     names = package_names(packages)
     with ExitStack() as stack:
         subjects: list[Subject] = []

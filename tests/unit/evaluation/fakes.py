@@ -19,7 +19,7 @@ class Uniform:
     limit: int | None = None
     read: list[Ints] = field(default_factory=list)
 
-    def score(self, tokens: Ints, first: int, planned: int | None = None) -> Scores:
+    def score(self, tokens: Ints, first: int) -> Scores:
         self.read.append(tokens)
         targets = tokens[first:]
         return Scores.of(np.zeros((len(targets), self.vocab), np.float32), targets)

@@ -122,7 +122,7 @@ class Missing(Uniform):
         super().__init__(4)
         self.wrong = wrong
 
-    def score(self, tokens: Ints, first: int, planned: int | None = None) -> Scores:
+    def score(self, tokens: Ints, first: int) -> Scores:
         count = len(tokens) - first
         right = np.array([place not in self.wrong for place in range(count)])
         return Scores(losses=np.where(right, 0.25, 3.0), likeliest=right)

@@ -41,7 +41,7 @@ class Counted:
     def __init__(self) -> None:
         self.inside = self.most = 0
 
-    def score(self, tokens: Ints, first: int, planned: int | None = None) -> Scores:
+    def score(self, tokens: Ints, first: int) -> Scores:
         self.inside += 1
         self.most = max(self.most, self.inside)
         time.sleep(0.02)
